@@ -1,0 +1,175 @@
+"""What every configuration in raydino is: a frozen pydantic model, checked when it is made, equal to its YAML.
+
+A config never changes after construction; a change is a new object through `override`, which validates every level it
+touches. The same function serves YAML files, command-line presets, sweeps and tests, so there is one way to change a field.
+Considered instead: Hydra/OmegaConf (no Literal types, a second language), dataclasses (no validation).
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MAX_YAML_BYTES = 1_000_000  # a recipe is a few kB; anything larger is a mistake or an alias bomb
+
+Length = Annotated[
+    Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0.0, le=1.0)],
+    Field(union_mode="left_to_right"),
+]
+"""A stretch of training: an int counts steps, a float is a share of the run (`0.1` = the first tenth; `1` is one
+step, `1.0` all)."""
+
+
+def in_steps(length: int | float, steps: int) -> int:
+    """Resolve a `Length` against a run of `steps` steps; a share is rounded to the nearest step."""
+    return length if isinstance(length, int) else round(length * steps)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message names the field, the value and the remedy."""
+
+
+class Config(BaseModel):
+    """Base of all configs. The string under a field is its `--help` line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data of all fields, those of subclasses included (`serialize_as_any`: without it a `DINOv2Config` held in a
+        `MethodConfig` field would lose its own fields, and two different runs would share one fingerprint)."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def override(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with fields replaced; keys may be dotted, values may be nested mappings: `{"method.prototypes": 8192}`.
+
+        All changes of one level are applied before that level is validated, so fields that depend on each other can
+        change together. Raises ConfigError naming the field, the value and the nearest known name.
+        """
+        return _apply(self, _nested(changes), prefix="")
+
+    def to_yaml(self) -> str:
+        """YAML that `from_yaml` reads back to an equal config."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True, width=100)
+
+    def from_yaml(self, text: str, *, origin: str = "YAML") -> Self:
+        """This config with the fields of a YAML document replaced; a partial document is fine. Raises ConfigError."""
+        return self.override(read_yaml(text, origin=origin))
+
+    def fingerprint(self, *, exclude: frozenset[str] = frozenset()) -> str:
+        """12 hex digits over the canonical JSON of all fields but the top-level ones in `exclude`."""
+        data = {k: v for k, v in self.dump().items() if k not in exclude}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as a tree: `{"a.b": 1, "a": {"c": 2}}` becomes `{"a": {"b": 1, "c": 2}}`."""
+    tree: dict[str, Any] = {}
+    for key, value in changes.items():
+        head, _, rest = str(key).partition(".")
+        part = _nested({rest: value}) if rest else value
+        if isinstance(part, Mapping) and isinstance(tree.get(head), Mapping):
+            part = _nested({**tree[head], **part})
+        tree[head] = part
+    return tree
+
+
+def _apply(node: Any, tree: Mapping[str, Any], *, prefix: str) -> Any:
+    """`node` with the fields in `tree` replaced; a sub-config keeps its class and only what `tree` names changes in it."""
+    is_config = isinstance(node, Config)
+    current = {name: getattr(node, name) for name in type(node).model_fields} if is_config else dict(node)
+    for head, value in tree.items():
+        if is_config and head not in current:
+            raise ConfigError(_unknown(prefix + head, head, list(current)))
+        held = current.get(head)
+        if isinstance(value, Mapping) and isinstance(held, Config | dict):
+            value = _apply(held, value, prefix=f"{prefix}{head}.")
+        current[head] = value
+    if not is_config:
+        return current
+    try:
+        return type(node).model_validate(current)
+    except ValidationError as error:
+        raise ConfigError(explain(error, prefix=prefix)) from None
+
+
+def _unknown(whole: str, wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}."
+    return f"{whole}: there is no field '{wrong}'; {hint}"
+
+
+def explain(error: ValidationError, *, prefix: str = "") -> str:
+    """A pydantic error as one line per field: name, value, what was expected."""
+    lines = []
+    for item in error.errors():
+        name = prefix + ".".join(str(p) for p in item["loc"])
+        value = "" if isinstance(item.get("input"), (dict, BaseModel)) else f" = {item.get('input')!r}"
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}{value}: {message}" if name else message)
+    return "\n".join(lines)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader without YAML 1.1's surprises: `on`/`no` stay text, `1e-3` is a number, duplicate keys and aliases are errors."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError(
+                f"aliases are not allowed (line {self.peek_event().start_mark.line + 1}); write the value out."
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise ConfigError(f"'{key}' stands twice (lines {seen[key]} and {line}); keep one.")
+            seen[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str, *, origin: str) -> dict[str, Any]:
+    """Parse one YAML mapping strictly. Raises ConfigError that names `origin` (a file or a flag)."""
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError(f"{origin}: {len(text):,} bytes; a configuration is at most {MAX_YAML_BYTES:,}.")
+    try:
+        data = yaml.load(text.removeprefix("\ufeff"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader subclass)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: expected a mapping of fields, found {type(data).__name__}.")
+    return data
+
+
+def read_yaml_file(path: Path) -> dict[str, Any]:
+    """`read_yaml` of a file; a missing, binary or unreadable file is a ConfigError."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); give an existing YAML file.") from None

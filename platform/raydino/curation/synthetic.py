@@ -1,0 +1,162 @@
+"""The built-in images: ten classes of procedural textures, with the faults of real collections planted among them.
+
+They let anyone see the whole platform work without a download. Grey on purpose: with random colours the colour alone
+tells images apart, a network learns that shortcut, and the classes stay at chance. Orientation, frequency, phase,
+contrast and its sign vary within a class, so that pixels alone say little about it: a weighted k-NN on raw pixels is
+right on about two in five, and what is learned shows. Every image is a pure function of (seed, split, number).
+"""
+
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from raydino.config import ConfigError
+from raydino.curation.ingest import ingest_inputs
+from raydino.curation.ledger import Input, Rules
+from raydino.curation.sources import SourceImage
+from raydino.keyed import generator
+from raydino.shards.manifest import Manifest
+
+SIDE = 48  # pixels; global crops of 32 and local ones of 16 leave room to move
+CLASSES = ("stripes", "checker", "dots", "rings", "bars", "waves", "blocks", "noise", "star", "grid")
+DUPLICATES = 8
+BROKEN = 0.01  # share of the training images that is added as broken files
+NOISE = (8.0, 32.0)  # range of the additive noise's standard deviation, grey levels
+_X, _Y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
+_HTML = b"<!DOCTYPE html><html><body><h1>403 Forbidden</h1></body></html>\n"
+
+Field = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
+"""From coordinates in units of the image's half side, turned and shifted, to values around 0."""
+
+
+def builtin_images(*, train: int = 4096, test: int = 1024, seed: int = 0) -> Iterator[SourceImage]:
+    """The images of both splits as PNG, training split first; classes take turns. The splits share no image."""
+    for split, count in (("train", train), ("test", test)):
+        for number in range(count):
+            name = CLASSES[number % len(CLASSES)]
+            path = f"{split}/{name}/{number:05d}.png"
+            yield SourceImage(_png(texture(name, seed, split, number)), path, None, name, split)
+
+
+def texture(name: str, *key: int | str) -> np.ndarray:
+    """One texture of a class: uint8 [48, 48], a pure function of the class and the key (seed first)."""
+    rng = generator(int(key[0]), "texture", name, *key[1:])
+    angle = rng.uniform(0, 2 * np.pi)
+    u = np.cos(angle) * _X + np.sin(angle) * _Y + rng.uniform(-0.8, 0.8)
+    v = -np.sin(angle) * _X + np.cos(angle) * _Y + rng.uniform(-0.8, 0.8)
+    values = _FIELDS[name](rng, u, v)
+    values = (values - values.mean()) / (values.std() + 1e-6)
+    grey = rng.uniform(96, 160) + rng.choice([-1.0, 1.0]) * rng.uniform(25, 55) * values
+    grey += rng.normal(0, rng.uniform(*NOISE), grey.shape)
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+
+
+def write_builtin(out: str, *, train: int = 4096, test: int = 1024, seed: int = 0) -> Manifest:
+    """Write the built-in images as a curated folder, by the same way as any other images, and return its manifest.
+
+    Besides them 8 exact duplicates and broken files (1 % of the training images: cut short, empty, a web page named
+    .jpg) go in, and are found. Raises ConfigError for counts that leave a class without an image, or an `out` that is
+    not empty.
+    """
+    for name, count in (("train", train), ("test", test)):
+        if count < len(CLASSES):
+            raise ConfigError(
+                f"{name} = {count}: there are {len(CLASSES)} classes; ask for at least one image of each."
+            )
+    broken = max(3, round(train * BROKEN))
+
+    def images() -> Iterator[SourceImage]:
+        return _with_faults(builtin_images(train=train, test=test, seed=seed), broken)
+
+    item = Input("builtin", train + test + DUPLICATES + broken, images, CLASSES)
+    return ingest_inputs([item], out, rules=Rules(max_bad=0.5, seed=seed))
+
+
+def _with_faults(images: Iterator[SourceImage], broken: int) -> Iterator[SourceImage]:
+    """The images with broken files and duplicates strewn between the first ones, so that every shard has had a
+    neighbour.
+    """
+    for number, image in enumerate(images):
+        yield image
+        if number < DUPLICATES:
+            yield SourceImage(image.data, f"copies/{number:05d}.png", None, image.class_name, image.split)
+        if number < broken:
+            data = (image.data[: len(image.data) // 2], b"", _HTML)[number % 3]
+            yield SourceImage(data, f"broken/{number:05d}.jpg", None, image.class_name, image.split)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _frequency(rng: np.random.Generator) -> float:
+    """Periods per half side; the range overlaps between all classes, so that it says nothing about them."""
+    return float(rng.uniform(2.0, 5.0))
+
+
+def _stripes(rng: np.random.Generator, u: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return np.sin(np.pi * _frequency(rng) * u)
+
+
+def _checker(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    f = np.pi * _frequency(rng)
+    return np.sign(np.sin(f * u) * np.sin(f * v))
+
+
+def _dots(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    f = _frequency(rng) / 2
+    a, b = (f * u) % 1 - 0.5, (f * v) % 1 - 0.5
+    return 1.0 * (a * a + b * b < 0.08)
+
+
+def _rings(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.sin(np.pi * _frequency(rng) * np.hypot(u, v))
+
+
+def _bars(rng: np.random.Generator, u: np.ndarray, _: np.ndarray) -> np.ndarray:
+    edges = np.sort(rng.uniform(-2, 2, size=20))
+    return rng.choice([-1.0, 0.0, 1.0], size=21)[np.searchsorted(edges, u)]
+
+
+def _waves(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    f = np.pi * _frequency(rng)
+    return np.sin(f * (u + 0.25 * np.sin(rng.uniform(3, 6) * v)))
+
+
+def _blocks(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    f = _frequency(rng) / 2
+    levels = rng.normal(size=(16, 16))
+    return levels[np.floor(f * u).astype(int) % 16, np.floor(f * v).astype(int) % 16]
+
+
+def _noise(rng: np.random.Generator, *_: np.ndarray) -> np.ndarray:
+    side = int(rng.integers(8, 25))
+    coarse = Image.fromarray(rng.normal(size=(side, side)).astype(np.float32))
+    return np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
+
+
+def _star(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.sign(np.sin(int(rng.integers(4, 9)) * np.arctan2(v, u)))
+
+
+def _grid(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    f = _frequency(rng) / 2
+    return 1.0 * (((f * u) % 1 < 0.2) | ((f * v) % 1 < 0.2))
+
+
+_FIELDS: dict[str, Field] = {
+    "stripes": _stripes,
+    "checker": _checker,
+    "dots": _dots,
+    "rings": _rings,
+    "bars": _bars,
+    "waves": _waves,
+    "blocks": _blocks,
+    "noise": _noise,
+    "star": _star,
+    "grid": _grid,
+}

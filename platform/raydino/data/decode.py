@@ -1,0 +1,263 @@
+"""Bytes to pixels, one fixed way for the whole platform: what is accepted here is what a run can see.
+
+`decode` is a pure function of the bytes. Every header is judged before a pixel is allocated, nothing is ever filled in
+for missing data, and each kind of image has one conversion to 8-bit RGB: CMYK, YCbCr, grey and palettes as Pillow
+converts them; transparency laid over white, as a page shows it (dropping it would uncover whatever colour lies hidden
+under it); 16-bit scaled by 1/257 and float stretched, where Pillow alone would clip them to white; EXIF orientation
+applied; the first frame of animations. Pillow rather than OpenCV: it refuses truncated files, which OpenCV fills with
+grey.
+"""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+Reason = Literal[
+    "empty",
+    "not an image",
+    "format not allowed",
+    "mode not supported",
+    "truncated",
+    "too large",
+    "too small",
+    "extreme aspect",
+    "corrupt",
+]
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # the rest of Pillow's decoders are where its holes are found
+MAX_BYTES = 32 << 20
+MAX_SIDE = 16_384
+MAX_PIXELS = 50_000_000  # 150 MB as RGB; a 48-megapixel photo passes
+MIN_SIDE = 8  # one patch of the finest published DINO backbone; CIFAR and MNIST pass
+MAX_ASPECT = 20.0  # longer strips are rulers and banners: a random crop of one is a few stretched pixels
+
+# First bytes of what Pillow or others could open, but we do not; (offset, bytes).
+_FOREIGN = (
+    (0, b"%!PS"),
+    (0, b"%PDF"),
+    (0, b"SIMPLE  ="),
+    (4, b"ftyp"),
+    (0, b"8BPS"),
+    (0, b"\x00\x00\x01\x00"),
+    (0, b"\x00\x00\x00\x0cjP"),
+    (0, b"\xff\x4f\xff\x51"),
+    (0, b"DDS "),
+    (0, b"icns"),
+    (0, b"\xff\x0a"),
+    (0, b"gimp xcf"),
+    (0, b"\x76\x2f\x31\x01"),
+)
+_OURS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF")
+_PPM = tuple(b"P" + bytes([digit, space]) for digit in b"1234567Ff" for space in b" \t\r\n")
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUIET = threading.Lock()
+
+
+class Undecodable(ValueError):
+    """An image that cannot be used. `reason` is one of a closed set, fit for counting; `detail` is for people."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an image says about itself. Width and height are those of the decoded picture, after orientation."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    frames: int
+    orientation: int
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The picture in an encoded image: uint8 [H, W, 3], RGB, contiguous, not necessarily writeable.
+
+    Raises Undecodable.
+    """
+    image, orientation = _open(data)
+    with image:
+        try:
+            image.load()
+            image = _upright(image, orientation)
+            return _to_rgb(image)
+        except Exception as error:  # a decoder fed with arbitrary bytes can raise nearly anything
+            raise _judged(error) from None
+
+
+def header(data: bytes) -> ImageHeader:
+    """Format, size, mode, frames and orientation, without decoding pixels. Raises Undecodable where `decode` would for
+    the header's sake.
+    """
+    image, orientation = _open(data)
+    with image:
+        try:
+            with _quiet():
+                frames = int(getattr(image, "n_frames", 1))
+        except Exception:  # later frames are never used, so their damage is no fault of the image
+            frames = 1
+        width, height = image.size
+        if orientation >= 5 and image.format != "TIFF":
+            width, height = height, width
+        return ImageHeader(_format(image), width, height, image.mode, frames, orientation)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No Pillow warnings. Under a lock, since Python's warning filters are global and threads decode side by side; only
+    the parsing of headers is inside, which holds the interpreter lock anyway.
+    """
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _open(data: bytes) -> tuple[Image.Image, int]:
+    """The image with its header read and judged, and its EXIF orientation (1 to 8)."""
+    if not data:
+        raise Undecodable("empty")
+    if len(data) > MAX_BYTES:
+        raise Undecodable("too large", f"more than {MAX_BYTES:,} bytes")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: missing pixels would be grey; leave it False.")
+    try:
+        with _quiet():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            orientation = _orientation(image)
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except Exception as error:
+        raise _judged(error) from None
+    _check_size(*image.size)
+    return image, orientation
+
+
+def _check_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    size = f"{width} × {height}"
+    if long > MAX_SIDE or short * long > MAX_PIXELS:
+        raise Undecodable("too large", f"{size}; at most {MAX_SIDE} a side and {MAX_PIXELS:,} pixels")
+    if short < MIN_SIDE:
+        raise Undecodable("too small", f"{size}; at least {MIN_SIDE} a side")
+    if long > MAX_ASPECT * short:
+        raise Undecodable("extreme aspect", f"{size}; at most {MAX_ASPECT:g} to 1")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF or XMP orientation, 1 where there is none or it is broken. In a PNG only EXIF that stands before the pixels
+    counts: to look behind them Pillow would decode the image here, before its size is judged.
+    """
+    sources = {"exif"} if image.format == "PNG" else {"exif", "xmp"}
+    if image.format != "TIFF" and sources.isdisjoint(image.info):
+        return 1  # also saves the 40 µs of parsing nothing
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF is dropped like any other broken metadata
+        return 1
+    return value if value in _TRANSPOSE else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1 or image.format == "TIFF":  # Pillow turns TIFFs by itself while loading
+        return image
+    return image.transpose(_TRANSPOSE[orientation])
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    mode = image.mode
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if mode == "I;16":
+            return _grey(_to_eight_bits(image))  # one grey level marked transparent: too rare for a rule of its own
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    elif mode.startswith("I") or mode == "F":
+        return _grey(_to_eight_bits(image))
+    elif mode == "L":
+        return _grey(np.asarray(image))
+    elif mode != "RGB":
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise Undecodable("mode not supported", f"{mode}: {error}") from None
+    return np.asarray(image)
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[:, :, None], 3, axis=2)
+
+
+def _to_eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits to uint8 [H, W].
+
+    16-bit values (and 32-bit ones that fit) are divided by 257 and rounded, so 65535 is white; float in [0, 1] is
+    multiplied by 255; any other range is stretched from its least value to its greatest.
+    """
+    values = np.asarray(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise Undecodable("corrupt", "pixels are NaN or infinite")
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif values.dtype.kind != "f" and low >= 0 and high <= 65_535:
+        low, high = 0.0, 65_535.0
+    span = high - low or 1.0
+    # float32 is exact enough for 16 bits (no quotient by 257 lies on a half) and halves the memory of a large scan.
+    wide = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    return np.rint((wide - low) * (255.0 / span)).astype(np.uint8)
+
+
+def _format(image: Image.Image) -> str:
+    """Name of the format; a JPEG with further pictures inside (MPO, from phones) is a JPEG."""
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _unidentified(data: bytes) -> Undecodable:
+    if data.startswith(_OURS + _PPM):
+        return Undecodable("corrupt", "the header cannot be read")
+    if any(data.startswith(magic, offset) for offset, magic in _FOREIGN):
+        return Undecodable("format not allowed", f"allowed are {', '.join(FORMATS)}")
+    return Undecodable("not an image", f"starts with {data[:12]!r}")
+
+
+def _judged(error: Exception) -> Exception:
+    """The Undecodable for what a decoder raised."""
+    if isinstance(error, Undecodable | MemoryError):
+        return error  # running out of memory is this machine's fault, not the image's
+    message = str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return Undecodable("too large", message)
+    missing = ("truncated", "not enough", "unexpected end", "premature")
+    if isinstance(error, EOFError) or any(word in message.lower() for word in missing):
+        return Undecodable("truncated", message)
+    return Undecodable("corrupt", f"{type(error).__name__}: {message}"[:200])

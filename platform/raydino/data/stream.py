@@ -1,0 +1,300 @@
+"""Stream: the batches of one rank, in the order of the plan; the only part of data/ that meets Ray.
+
+Ray Data fetches whole windows of encoded images (a task per window, blocks kept in order); threads in the worker
+decode each image once and cut all its crops straight into the batch. Encoded bytes are 25 times smaller than their
+crops, so this leaves the object store almost empty; `decode_in="cluster"` moves decoding and cropping into the tasks,
+for workers with few cores. Pixels are identical either way, because every draw is keyed and a bad image's substitute
+depends on bytes and order alone.
+Considered instead: `streaming_split` (its order depends on the number of consumers, and it cannot start in the middle).
+
+The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order -> places -> threads
+-> Batch. Every arrow is bounded, and closing the returned generator ends all of it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from raydino.config import ConfigError
+from raydino.data.crops import Cropper, Pixels
+from raydino.data.fetch import (
+    Ahead,
+    Bad,
+    BadImage,
+    Collection,
+    Fetch,
+    Read,
+    Request,
+    Verdicts,
+    cut_slot,
+    fetch_row,
+    ready_slot,
+)
+from raydino.data.masks import block_masks
+from raydino.data.plan import Plan, Window
+from raydino.views import Batch, Views
+
+CHUNK = 512  # windows per Ray dataset: minutes of work against a second of start-up
+START_BEFORE = 32  # windows left of a dataset when the next one starts
+BLOCKS_AHEAD = 2  # windows taken out of Ray before they are needed
+STORE_BYTES = (
+    2 * 2**30
+)  # fetched ahead inside Ray per dataset: 4 s of full-size JPEG at 4300 images/s; fewer on small stores
+STORE_SHARE = 0.25  # of a small store
+FETCH_CPUS = 0.25  # a fetch waits for storage, and must find room beside workers that hold all but one CPU
+CROP_CPUS = 1.0
+
+
+class StreamError(RuntimeError):
+    """The windows did not arrive as the plan orders them."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the image of a slot lies."""
+
+    slot: int
+    epoch: int
+    rows: pa.Table
+    row: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A batch whose images are being cut."""
+
+    step: int
+    crops: dict[str, Pixels]
+    masks: "Future[NDArray[np.bool_]] | None"
+    slots: "list[tuple[int, Future[tuple[bytes, Bad]]]]"
+
+
+def batches(
+    collection: Collection,
+    plan: Plan,
+    views: Views,
+    *,
+    seed: int,
+    rank: int,
+    world: int,
+    start_step: int,
+    steps: int,
+    max_bad: float,
+    on_bad: Callable[[BadImage], None],
+    decode_in: Literal["worker", "cluster"] = "worker",
+    threads: int = 1,
+    prefetch: int = 2,
+    read: Read | None = None,
+) -> Generator[Batch, None, None]:
+    """The batches of `rank` for steps [start_step, start_step + steps); close the generator to end early.
+
+    An undecodable image is replaced by the next decodable row of its window and reported once, through `on_bad`, in the
+    consumer's thread and in slot order. Nothing here is state: the same arguments give the same batches.
+
+    Args:
+        collection: where the images lie.
+        plan: their order.
+        views: what to cut; crops come as uint8 [V, B, 3, size, size], B = global_batch / world.
+        seed: seed of crops and masks.
+        rank: this worker.
+        world: workers; divides the plan's lanes.
+        start_step: first step, 0 for a fresh run.
+        steps: number of steps.
+        max_bad: share of the images seen that may be undecodable, judged from 100 images on.
+        on_bad: told of every undecodable image once.
+        decode_in: "worker" sends encoded bytes here; "cluster" decodes and cuts in Ray tasks, which takes about 25 times
+            the object store: lanes / world * window rows * bytes of all views, per worker.
+        threads: decoding threads here.
+        prefetch: batches cut ahead.
+        read: how windows are fetched; None is `ray_windows`.
+
+    Raises:
+        ConfigError: the arguments contradict each other (raised at once, the others by the generator).
+        TooManyBadImages: more than `max_bad` of the images cannot be decoded.
+        StreamError: the windows did not arrive as ordered.
+        OSError: the storage failed for good; that is never a verdict on an image.
+    """
+    _check(collection, plan, views, max_bad=max_bad, threads=threads, prefetch=prefetch)
+    cropper = Cropper(views, seed=seed)
+    fetch = Fetch(collection, cropper if decode_in == "cluster" else None)
+    span = _Span(plan, rank=rank, world=world, start_step=start_step, steps=steps)
+    cutting = _cutting(span, (read or ray_windows)(fetch, span.requests()), cropper, fetch=fetch, threads=threads)
+    return _batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
+
+
+def _check(collection: Collection, plan: Plan, views: Views, *, max_bad: float, threads: int, prefetch: int) -> None:
+    if not np.array_equal(plan.row_groups, collection.row_groups):
+        raise ConfigError(
+            f"the plan orders {plan.rows:,} rows in {len(plan.row_groups):,} row groups, the collection has "
+            f"{sum(collection.row_groups):,} in {len(collection.row_groups):,}; make the plan from this collection."
+        )
+    for name, value, least in (("threads", threads, 1), ("prefetch", prefetch, 1)):
+        if value < least:
+            raise ConfigError(f"{name} = {value}; it must be at least {least}.")
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"max_bad = {max_bad}; it is a share, so between 0 and 1.")
+    if views.masks is not None and ("global" not in views.crops or views.grid < 1):
+        raise ConfigError(
+            f"masks need a crop group 'global' of at least patch_size = {views.patch_size} pixels; "
+            f"the groups are {', '.join(views.crops)}."
+        )
+
+
+class _Span:
+    """The steps of one rank: which windows they need, and where in them each slot lies."""
+
+    def __init__(self, plan: Plan, *, rank: int, world: int, start_step: int, steps: int) -> None:
+        self.plan, self.steps = plan, range(start_step, start_step + steps)
+        self.owned = plan.owned_lanes(rank=rank, world=world)
+        self._rank, self._world = rank, world
+
+    def requests(self) -> Iterator[Request]:
+        """What to fetch, in order of first need."""
+        for number, window in enumerate(self._windows()):
+            groups, order = self.plan.window_groups(window), self.plan.window_order(window)
+            yield Request(number, window.epoch, groups.tobytes(), order.tobytes())
+
+    def places(self, tables: Iterator[pa.Table]) -> Iterator[tuple[int, list[_Place]]]:
+        """Each step with its slots, ascending. A lane holds the windows its current step needs, and no others."""
+        arrived, share = self._arrived(tables), self.plan.per_lane
+        hands: dict[int, deque[tuple[Window, pa.Table]]] = {lane: deque() for lane in self.owned}
+        for step in self.steps:
+            for hand in hands.values():
+                while hand and hand[0][0].end <= step * share:
+                    hand.popleft()
+            for hand in hands.values():
+                while not hand or hand[-1][0].end < (step + 1) * share:
+                    window, rows = next(arrived)
+                    hands[window.lane].append((window, rows))
+            yield step, [self._place(hands[lane], lane, step, turn) for turn in range(share) for lane in self.owned]
+
+    def _place(self, hand: deque[tuple[Window, pa.Table]], lane: int, step: int, turn: int) -> _Place:
+        at = step * self.plan.per_lane + turn
+        window, rows = next(held for held in hand if at < held[0].end)
+        return _Place(turn * self.plan.lanes + lane, window.epoch, rows, at - window.begin)
+
+    def _windows(self) -> Iterator[Window]:
+        return self.plan.windows(rank=self._rank, world=self._world, start_step=self.steps.start, steps=len(self.steps))
+
+    def _arrived(self, tables: Iterator[pa.Table]) -> Iterator[tuple[Window, pa.Table]]:
+        """Whole windows, each compared with the plan: an order only nearly right would never be noticed later."""
+        for number, window in enumerate(self._windows()):
+            parts: list[pa.Table] = []
+            while sum(part.num_rows for part in parts) < window.rows:
+                part = next(tables, None)
+                if part is None:
+                    raise StreamError(f"the windows ended before number {number}; the data pipeline stopped early.")
+                parts.append(part)
+            rows = pa.concat_tables(parts)
+            same = np.array_equal(rows["place"].to_numpy(), self.plan.window_order(window))
+            if not same or (rows["window"].to_numpy() != number).any():
+                raise StreamError(f"window {number} (of lane {window.lane}) did not arrive in the order of the plan.")
+            yield window, rows
+
+
+def _cutting(
+    span: _Span, tables: Generator[pa.Table, None, None], cropper: Cropper, *, fetch: Fetch, threads: int
+) -> Generator[_Cut, None, None]:
+    """Hands every slot to a thread as soon as its window is there."""
+    views = cropper.views
+    with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix="raydino-crops") as pool:
+        for step, places in span.places(tables):
+            crops = {
+                name: np.empty((group.count, len(places), 3, group.size, group.size), dtype=np.uint8)
+                for name, group in views.crops.items()
+            }
+            slots = []
+            for column, place in enumerate(places):
+                out = {name: array[:, column] for name, array in crops.items()}
+                if fetch.cropper is None:
+                    cut = pool.submit(cut_slot, place.rows, place.row, cropper, epoch=place.epoch, out=out)
+                else:
+                    cut = pool.submit(ready_slot, place.rows, place.row, out=out)
+                slots.append((place.slot, cut))
+            masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
+            yield _Cut(step, crops, masks, slots)
+
+
+def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:
+    """bool [V, B, P], images in slot order: lanes take turns."""
+    assert views.masks is not None
+    count, images = views.crops["global"].count, span.plan.per_lane
+    lanes = [
+        block_masks(views.masks, grid=views.grid, seed=seed, step=step, lane=lane, images=images, views=count)
+        for lane in span.owned
+    ]
+    return np.stack(lanes, axis=2).reshape(count, images * len(lanes), -1)
+
+
+def _batches(
+    cutting: Generator[_Cut, None, None], verdicts: Verdicts, *, prefetch: int
+) -> Generator[Batch, None, None]:
+    with closing(Ahead(cutting, depth=prefetch)) as ready:
+        for cut in ready:
+            done = [(slot, *future.result()) for slot, future in cut.slots]
+            for slot, _, met in done:
+                verdicts.note(cut.step, slot, met)
+            yield Batch(
+                crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
+                masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
+                ids=tuple(sample for _, sample, _ in done),
+                step=cut.step,
+            )
+
+
+def ray_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Table, None, None]:
+    """The windows, fetched by Ray Data tasks; the next dataset of `CHUNK` windows starts before the last one ends."""
+    running: deque[tuple[int, Ahead[pa.Table]]] = deque()
+
+    def start() -> None:
+        chunk = list(islice(requests, CHUNK))
+        if chunk:
+            running.append((chunk[-1].window, Ahead(_execute(fetch, chunk), depth=BLOCKS_AHEAD)))
+
+    start()
+    try:
+        while running:
+            last, blocks = running[0]
+            for block in blocks:
+                if len(running) == 1 and block["window"][0].as_py() >= last - START_BEFORE:
+                    start()
+                yield block
+            running.popleft()
+    finally:
+        for _, blocks in running:
+            blocks.close()
+
+
+def _execute(fetch: Fetch, chunk: Sequence[Request]) -> Generator[pa.Table, None, None]:
+    """One Ray dataset: a task per window, blocks in order."""
+    source = ray.data.from_items([asdict(request) for request in chunk], override_num_blocks=len(chunk))
+    context = source.context  # this dataset's own copy
+    options = context.execution_options
+    options.preserve_order = True
+    store = STORE_SHARE * ray.cluster_resources().get("object_store_memory", STORE_BYTES)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=min(STORE_BYTES, store))
+    context.execution_no_progress_timeout_s = -1  # it also counts pauses of the consumer, such as a long evaluation
+    context.target_max_block_size = None  # a window stays one block
+    context.enable_progress_bars = context.print_on_execution_start = False
+    windows = source.map_batches(
+        partial(fetch_row, fetch=fetch),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=FETCH_CPUS if fetch.cropper is None else CROP_CPUS,
+    )
+    blocks: Any = iter(windows.iter_batches(batch_size=None, batch_format="pyarrow"))
+    try:
+        yield from blocks
+    finally:
+        blocks.close()  # shuts the executor down at once, not when the iterator is collected

@@ -1,0 +1,299 @@
+"""What an evaluation is, and the labelled images it gets: a bank to learn from and queries to be judged by.
+
+Pixels are prepared once, by the protocol of the papers (shorter side to 256/224 of the size, bicubic, centre crop), and
+stay in memory when the whole set fits, because a run evaluates many times on the same images. Which rows take part is
+decided by key, never by a shared generator, so runs with one seed are compared on the same images whatever their
+machines. Images that cannot be decoded are left out and counted: dropping them silently would make two collections look
+comparable.
+Letters: B images of a chunk, S side of the crop, N images of a set.
+"""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raydino import keyed
+from raydino.config import ConfigError
+from raydino.data.decode import Undecodable, decode
+from raydino.shards.reader import Collection, open_collection
+from raydino.views import Normalisation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raydino.nn.backbone import Backbone
+
+CACHE_BYTES = 1 << 30  # per set and process; 1 GiB holds 7,100 crops of 224 pixels or 350,000 of 32
+EVAL_SPLITS = ("test", "validation", "val")
+_logger = logging.getLogger(__name__)
+
+
+class ImageSet:
+    """Rows of a collection as centre crops with labels. A subset shares the memory of the set it was taken from."""
+
+    def __init__(self, collection: Collection, rows: np.ndarray, labels: np.ndarray, *, size: int) -> None:
+        """`rows` (int64 [N], row numbers) with `labels` (int64 [N]) as crops of `size` pixels; rows are sorted.
+
+        Raises:
+            ValueError: If rows and labels differ in number, or `size` is not positive.
+        """
+        if len(rows) != len(labels) or size <= 0:
+            raise ValueError(
+                f"{len(rows)} rows, {len(labels)} labels, size = {size}: need one label a row and size > 0"
+            )
+        order = np.argsort(rows, kind="stable")  # ascending, so that each row group is read once in a pass
+        self.labels = np.asarray(labels, dtype=np.int64)[order]
+        self._pixels = _Pixels(collection, np.asarray(rows, dtype=np.int64)[order], size=size)
+        self._places = np.arange(len(order))
+
+    def __len__(self) -> int:
+        """Number of rows, undecodable ones included."""
+        return len(self._places)
+
+    @property
+    def size(self) -> int:
+        """S, side of the crops, pixels."""
+        return self._pixels.size
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row numbers in the collection, ascending, int64 [N]."""
+        return self._pixels.rows[self._places]
+
+    @property
+    def undecodable(self) -> int:
+        """How many of the images met so far could not be decoded."""
+        return int(self._pixels.bad[self._places].sum())
+
+    def at_most(self, count: int, *, seed: int) -> "ImageSet":
+        """This set, or `count` of its images chosen by (seed, "evals")."""
+        if count >= len(self):
+            return self
+        chosen = np.sort(keyed.generator(seed, "evals").permutation(len(self))[:count])
+        subset = object.__new__(ImageSet)
+        subset.labels, subset._pixels, subset._places = self.labels[chosen], self._pixels, self._places[chosen]
+        return subset
+
+    def chunks(self, positions: np.ndarray, *, batch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Images at `positions` of this set, `batch` at a time: uint8 [B, 3, S, S] and the positions that were
+        decodable.
+
+        The next chunk is decoded while the caller works on this one. A chunk may hold fewer images than `batch`, or
+        none.
+        """
+        parts = [positions[start : start + batch] for start in range(0, len(positions), batch)]
+        if not parts:
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="evals-ahead") as ahead:
+            coming = ahead.submit(self._pixels.load, self._places[parts[0]])
+            for i, part in enumerate(parts):
+                pixels, good = coming.result()
+                if i + 1 < len(parts):
+                    coming = ahead.submit(self._pixels.load, self._places[parts[i + 1]])
+                yield torch.from_numpy(pixels), part[good]
+
+
+class _Pixels:
+    """Decoded crops by place, kept when all of them fit into CACHE_BYTES."""
+
+    def __init__(self, collection: Collection, rows: np.ndarray, *, size: int) -> None:
+        self.rows, self.size = rows, size
+        self.bad = np.zeros(len(rows), dtype=bool)
+        self._collection = collection
+        self._ends = np.cumsum(collection.row_groups)
+        self._known = np.zeros(len(rows), dtype=bool)
+        self._last: tuple[int, pa.Table] | None = None
+        self._fits = len(rows) * 3 * size * size <= CACHE_BYTES
+
+    @cached_property
+    def _cache(self) -> np.ndarray:
+        # Pages are committed as they are written, so a rank that decodes its share holds no more than its share.
+        return np.empty((len(self.rows), 3, self.size, self.size), dtype=np.uint8)
+
+    def load(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Crops uint8 [B', 3, S, S] of the decodable images among `places`, and which those are, bool [B]."""
+        if self._fits and self._known[places].all():
+            good = ~self.bad[places]
+            return self._cache[places[good]], good
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="evals-decode") as pool:
+            crops = list(pool.map(lambda data: _crop(data, self.size), self._encoded(places)))
+        good = np.array([crop is not None for crop in crops])
+        self.bad[places] = ~good
+        kept = [crop for crop in crops if crop is not None]
+        pixels = np.stack(kept) if kept else np.empty((0, 3, self.size, self.size), dtype=np.uint8)
+        if self._fits:
+            self._cache[places[good]] = pixels
+            self._known[places] = True
+        return pixels, good
+
+    def _encoded(self, places: np.ndarray) -> list[bytes]:
+        groups = np.searchsorted(self._ends, self.rows[places], side="right")
+        data: list[bytes] = []
+        for row, group in zip(self.rows[places], groups, strict=True):
+            start = self._ends[group] - self._collection.row_groups[group]
+            data.append(self._group(int(group)).column("bytes")[int(row - start)].as_py())
+        return data
+
+    def _group(self, group: int) -> "pa.Table":
+        if self._last is None or self._last[0] != group:
+            self._last = (group, self._collection.read(group))
+        return self._last[1]
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] to uint8 [3, size, size]: shorter side to round(size·256/224), bicubic antialiased, centre crop.
+
+    The protocol of DINO and DINOv2 (256 and 224 pixels), with the same share cut off at other sizes.
+    """
+    height, width = image.shape[:2]
+    side = max(size, round(size * 256 / 224))
+    scale = side / min(height, width)
+    new = (max(side, round(width * scale)), max(side, round(height * scale)))
+    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BICUBIC))
+    top, left = (new[1] - size) // 2, (new[0] - size) // 2
+    return np.ascontiguousarray(resized[top : top + size, left : left + size].transpose(2, 0, 1))
+
+
+def _crop(data: bytes, size: int) -> np.ndarray | None:
+    try:
+        return centre_crop(decode(data), size)
+    except Undecodable:
+        return None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images for evaluations."""
+
+    bank: ImageSet
+    """Images of the training split, with labels that may be used."""
+    queries: ImageSet
+    """Images to be classified; their labels only judge."""
+    classes: tuple[str, ...]
+    """Class names; label i is `classes[i]`."""
+    normalisation: Normalisation = Normalisation()
+    """Mean and standard deviation of the input, the same as in training."""
+    keep: np.ndarray | None = None
+    """bool [rows of the training split], False for rows held back as queries, which training must leave out; None for
+    none.
+    """
+    seed: int = 0
+    """Seed of every keyed choice among these images."""
+
+    @property
+    def description(self) -> str:
+        """The images in words, for logs."""
+        bad = self.bank.undecodable + self.queries.undecodable
+        left_out = f", {bad} undecodable left out" if bad else ""
+        size = self.queries.size
+        return (
+            f"{len(self.queries)} queries against {len(self.bank)} images, {len(self.classes)} classes, shorter side "
+            f"{round(size * 256 / 224)} bicubic, centre crop {size}{left_out}"
+        )
+
+
+class Evaluation(ABC):
+    """A judgement on an encoder: names and numbers. The caller adds the prefix and logs; all ranks must call it
+    together.
+    """
+
+    @abstractmethod
+    def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
+        """Evaluate `encoder`, which is left as it was; the same numbers on every rank."""
+
+
+def labelled_sets(
+    path: str,
+    *,
+    train_split: str,
+    eval_split: str | None,
+    holdout: float,
+    seed: int,
+    bank: int,
+    queries: int,
+    size: int,
+    normalisation: Normalisation = Normalisation(),
+) -> Labelled | None:
+    """The labelled images of a collection, or None where it has no labels to evaluate with.
+
+    Queries come from `eval_split`, else from the first labelled split of EVAL_SPLITS, else a share `holdout` of the
+    labelled training rows is held back (see `Labelled.keep`). At most `bank` and `queries` images are chosen by key.
+
+    Raises:
+        ConfigError: If `eval_split` is the training split, is not there, or has no labels.
+        ShardError: If the collection cannot be read.
+    """
+    whole = open_collection(path).manifest
+    if eval_split is not None and (eval_split == train_split or eval_split not in whole.splits):
+        raise ConfigError(
+            f"data.eval_split = {eval_split!r}: give a split other than data.split = {train_split!r} "
+            f"out of {list(whole.splits)}"
+        )
+    train = open_collection(path, split=train_split)
+    train_labels = train.labels()
+    if not (train_labels >= 0).any():
+        _logger.info("%s: split %r has no labels, so no labelled evaluation", path, train_split)
+        return None
+    judged, keep = _judged(path, eval_split, [s for s in EVAL_SPLITS if s in whole.splits and s != train_split]), None
+    if judged is None:
+        keep = holdout_rows(train_labels, share=holdout, seed=seed)
+        if keep.all():
+            _logger.info("%s: one labelled split, and data.holdout = %g holds none of it back", path, holdout)
+            return None
+        judged = train, np.where(keep, -1, train_labels)
+        train_labels = np.where(keep, train_labels, -1)
+    last = int(max(train_labels.max(), judged[1].max()))
+    names = whole.classes + tuple(str(label) for label in range(len(whole.classes), last + 1))
+    return Labelled(
+        bank=_labelled_rows(train, train_labels, size=size, count=bank, seed=seed),
+        queries=_labelled_rows(*judged, size=size, count=queries, seed=seed),
+        classes=names,
+        normalisation=normalisation,
+        keep=keep,
+        seed=seed,
+    )
+
+
+def holdout_rows(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
+    """bool [rows], False for the `share` of the labelled rows (label >= 0) that is held back by (seed, "holdout").
+
+    The same rows for the same seed whatever the machines; at least one row on either side. All True where `share` is 0
+    or fewer than two rows are labelled. Raises ConfigError unless 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"data.holdout = {share}: give a share of the training split, at least 0 and below 1")
+    labelled = np.flatnonzero(np.asarray(labels) >= 0)
+    keep = np.ones(len(labels), dtype=bool)
+    if share and len(labelled) >= 2:
+        count = min(max(1, round(share * len(labelled))), len(labelled) - 1)
+        keep[keyed.generator(seed, "holdout").permutation(labelled)[:count]] = False
+    return keep
+
+
+def _judged(path: str, asked: str | None, usual: Sequence[str]) -> tuple[Collection, np.ndarray] | None:
+    """The split asked for, else the first of the usual ones that has labels; with its labels."""
+    for split in [asked] if asked is not None else usual:
+        collection = open_collection(path, split=split)
+        labels = collection.labels()
+        if (labels >= 0).any():
+            return collection, labels
+        if asked is not None:
+            raise ConfigError(f"data.eval_split = {asked!r} has no labels; give a labelled split or none")
+    return None
+
+
+def _labelled_rows(collection: Collection, labels: np.ndarray, *, size: int, count: int, seed: int) -> ImageSet:
+    rows = np.flatnonzero(labels >= 0)
+    if len(rows) > count:  # here and not by `at_most`: the memory for pixels shall be that of the chosen rows
+        rows = rows[keyed.generator(seed, "evals").permutation(len(rows))[:count]]
+    return ImageSet(collection, rows, labels[rows], size=size)

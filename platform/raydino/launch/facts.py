@@ -1,0 +1,67 @@
+"""Numbers about a run before it starts: sizes from the model, counts from the plan, and a speed measured on this machine."""
+
+import time
+
+import torch
+
+from raydino.data.masks import block_masks
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.inputs import Inputs
+from raydino.launch.preflight import Facts, tokens_per_image
+from raydino.launch.worker import build_loop
+from raydino.recipe import Recipe
+from raydino.train.steps import train_step
+from raydino.views import Batch
+
+# Bytes of activations that one token leaves in one block per dimension, attention scores not stored: 34 at 16 bits
+# (Korthikanti et al. 2022, section 4.1, which counts dropout masks that a ViT does not have), twice that at 32 bits.
+ACTIVATION_BYTES = {"bf16": 34, "fp32": 68}
+PROBE_STEPS = 2  # timed, after one that is not
+
+
+def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_per_second: float = 0.0) -> Facts:
+    """The facts that preflight checks and the plan prints."""
+    with torch.device("meta"):
+        method = recipe.method.build(recipe.backbone, steps=recipe.steps)
+    precision = cluster.precision_on(native_bf16=cluster.use_gpu(torch.cuda.device_count()))
+    backbone = method.encoder()
+    micro = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
+    student, _ = tokens_per_image(recipe)
+    return Facts(
+        images=inputs.plan.kept,
+        classes=len(inputs.labelled.classes) if inputs.labelled else 0,
+        dropped=inputs.plan.dropped_per_epoch,
+        read_amplification=inputs.plan.read_amplification(0),
+        parameters=sum(p.numel() for p in method.student.parameters()),
+        activation_bytes=micro * student * backbone.depth * backbone.width * ACTIVATION_BYTES[precision],
+        images_per_second=images_per_second,
+    )
+
+
+def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
+    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels.
+
+    Several workers on one CPU share its cores, so only GPUs multiply.
+    """
+    loop = build_loop(recipe, cluster)
+    images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
+    views = recipe.method.views(recipe.backbone.patch_size)
+    crops = {
+        name: torch.randint(0, 256, (group.count, images, 3, group.size, group.size), dtype=torch.uint8)
+        for name, group in views.crops.items()
+    }
+    masks = None
+    if views.masks is not None:
+        count = views.crops["global"].count
+        masks = torch.from_numpy(
+            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=0, lane=0, images=images, views=count)
+        )
+    batch = Batch(crops, masks, (b"",) * images, step=0)
+    train_step(loop, batch)
+    started = time.perf_counter()
+    for _ in range(PROBE_STEPS):
+        train_step(loop, batch)
+    if loop.device.type == "cuda":
+        torch.cuda.synchronize()
+    one = images * PROBE_STEPS / (time.perf_counter() - started)
+    return one * (cluster.workers if loop.device.type == "cuda" else 1)

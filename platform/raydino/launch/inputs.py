@@ -1,0 +1,76 @@
+"""What a run trains on and is judged by: the collection, the rows kept, their order, the labelled images.
+
+Driver and workers build it from the same recipe, so both see the same plan; nothing of it is sent between them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raydino.curation.synthetic import write_builtin
+from raydino.data.plan import Plan
+from raydino.evals.evaluation import ImageSet, Labelled, labelled_sets
+from raydino.keyed import generator
+from raydino.recipe import Recipe
+from raydino.shards.reader import Collection, open_collection
+
+BUILTIN = "builtin"
+PROBE_IMAGES = 1000  # for the label-free health figures: RankMe of a D-dimensional feature needs N > D
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything on the data side of a run."""
+
+    collection: Collection
+    plan: Plan
+    labelled: Labelled | None
+    """None where the collection has no labels."""
+    probe: ImageSet
+    """Images for label-free figures and pictures; the queries where there are labels."""
+
+
+def resolve(recipe: Recipe, storage: Path) -> str:
+    """Where the recipe's images lie, as an address that holds on every node; makes the built-in ones if need be."""
+    path = recipe.data.path
+    if path == BUILTIN:
+        folder = storage / "builtin-images"
+        if not (folder / "manifest.json").exists():
+            write_builtin(str(folder))
+        return str(folder)
+    return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+def open_inputs(recipe: Recipe, path: str) -> Inputs:
+    """Open the images at `path` for `recipe`. Raises ConfigError or ShardError naming what is wrong with them."""
+    data, size = recipe.data, recipe.method.global_crops.size
+    collection = open_collection(path, split=data.split)
+    labelled = labelled_sets(
+        path,
+        train_split=data.split,
+        eval_split=data.eval_split,
+        holdout=data.holdout,
+        seed=recipe.seed,
+        bank=max((getattr(e, "bank", 0) for e in recipe.evals.values()), default=0),
+        queries=max((getattr(e, "queries", 0) for e in recipe.evals.values()), default=0),
+        size=size,
+        normalisation=data.normalisation,
+    )
+    plan = Plan(
+        collection.row_groups,
+        seed=recipe.seed,
+        global_batch=recipe.global_batch,
+        lanes=recipe.lanes,
+        window=data.window,
+        keep=labelled.keep if labelled else None,
+    )
+    return Inputs(collection, plan, labelled, _probe(recipe, collection, labelled))
+
+
+def _probe(recipe: Recipe, collection: Collection, labelled: Labelled | None) -> ImageSet:
+    if labelled is not None:
+        return labelled.queries.at_most(PROBE_IMAGES, seed=recipe.seed)
+    total = sum(collection.row_groups)
+    rows = np.sort(generator(recipe.seed, "probe").permutation(total)[:PROBE_IMAGES])
+    return ImageSet(collection, rows, np.full(len(rows), -1), size=recipe.method.global_crops.size)

@@ -1,0 +1,287 @@
+"""What can be known to fail is refused before Ray starts, and what will be done is printed before it is done.
+
+Only numbers come in (`Machine`, `Facts`), so this file needs neither torch nor Ray nor the images, and every rule can
+be tested without a machine that breaks it. An impossible run raises ConfigError; a doubtful one returns warnings.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from raydino.config import ConfigError, in_steps
+from raydino.launch.cluster import ClusterConfig, divisors
+from raydino.recipe import Recipe
+
+RAY_TESTED = "2.60."
+PYTHON_LEAST = (3, 11)
+STATE_BYTES_PER_PARAMETER = 20  # float32: student, teacher, its gradient and AdamW's two moments
+CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
+SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has, as far as it can be asked without torch or Ray."""
+
+    cpus: int
+    gpus: int
+    shared_memory: int
+    """Bytes free in /dev/shm."""
+    python: tuple[int, int]
+    ray: str
+    """Version of Ray, "" if it is not installed."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers about a run that were computed elsewhere: the plan from the manifest, sizes from the model."""
+
+    images: int
+    """Images that take part, after the keep-mask and without those held back for evaluation."""
+    classes: int
+    """Classes among their labels; 0 without labels."""
+    dropped: int
+    """Images of an epoch that fill no whole global batch."""
+    read_amplification: float
+    """Rows read for each row used; 1 is ideal."""
+    parameters: int
+    """Parameters of one network, backbone and heads (the teacher has as many); 0 if unknown."""
+    activation_bytes: int = 0
+    """Estimated activations of one micro-batch on one worker; 0 if unknown."""
+    images_per_second: float = 0.0
+    """Measured in a probe over all workers; 0 if there was none."""
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Estimated size of a checkpoint."""
+        return self.parameters * CHECKPOINT_BYTES_PER_PARAMETER
+
+    @property
+    def worker_bytes(self) -> int:
+        """Estimated memory of one worker's networks, optimiser and activations."""
+        return self.parameters * STATE_BYTES_PER_PARAMETER + self.activation_bytes
+
+
+def this_machine() -> Machine:
+    """Ask the machine this process runs on."""
+    try:
+        shared = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        shared = 0
+    try:
+        ray = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        ray = ""
+    return Machine(
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        gpus=_gpus(),
+        shared_memory=shared,
+        python=(sys.version_info.major, sys.version_info.minor),
+        ray=ray,
+    )
+
+
+def _gpus() -> int:
+    """CUDA devices that Ray would find: those of CUDA_VISIBLE_DEVICES, else those the driver lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1", "NoDevFiles")])
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetCount()
+    except Exception:  # no driver, an old one, no permission: each is its own class, and each means no usable GPU
+        return 0
+
+
+def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Machine) -> list[str]:
+    """Refuse what cannot work. Raises ConfigError with one line per fault (field, value, remedy); returns warnings."""
+    faults = [
+        *_share_faults(recipe, cluster, facts),
+        *(_machine_faults(cluster, machine) if cluster.is_local else []),
+        *_version_faults(machine),
+        *_storage_faults(recipe, cluster, facts),
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return _warnings(recipe, cluster, facts, machine)
+
+
+def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[str]:
+    faults = []
+    if recipe.lanes % cluster.workers:
+        faults.append(
+            f"cluster.workers = {cluster.workers} does not divide lanes = {recipe.lanes}, which fixes the order of the "
+            f"images; use one of {divisors(recipe.lanes)}, or other lanes (a new run)."
+        )
+    try:
+        images, least = cluster.micro_batch(recipe.global_batch), recipe.method.minimum_images
+        if images < least:
+            faults.append(
+                f"global_batch = {recipe.global_batch} leaves {images} image per worker and micro-batch "
+                f"(cluster.workers = {cluster.workers}, cluster.accumulate = {cluster.accumulate}), and the losses of "
+                f"{type(recipe.method).__name__} need {least}; raise global_batch to "
+                f"{least * cluster.workers * cluster.accumulate}, use fewer workers or micro-batches, or switch off "
+                "the loss that compares images (DINOv2: method.koleo_weight = 0)."
+            )
+    except ConfigError as error:
+        faults.append(str(error))
+    if facts.images < recipe.global_batch:
+        faults.append(
+            f"data.path = {recipe.data.path}: {facts.images:,} usable images do not fill one global_batch of "
+            f"{recipe.global_batch:,}; lower global_batch or give more images."
+        )
+    return faults
+
+
+def _machine_faults(cluster: ClusterConfig, machine: Machine) -> list[str]:
+    faults = []
+    if cluster.workers * cluster.cpus_per_worker > machine.cpus:
+        faults.append(
+            f"cluster.workers = {cluster.workers} with cluster.cpus_per_worker = {cluster.cpus_per_worker:g} need "
+            f"{cluster.workers * cluster.cpus_per_worker:g} CPUs, this machine has {machine.cpus}; lower either."
+        )
+    if cluster.use_gpu(machine.gpus) and cluster.workers > machine.gpus:
+        faults.append(
+            f"cluster.workers = {cluster.workers} need a GPU each, this machine has {machine.gpus}; "
+            + (
+                f"use cluster.workers = {machine.gpus}, or cluster.gpu = false."
+                if machine.gpus
+                else "use cluster.gpu = false."
+            )
+        )
+    return faults
+
+
+def _version_faults(machine: Machine) -> list[str]:
+    faults = []
+    if machine.python < PYTHON_LEAST:
+        faults.append(
+            f"Python {machine.python[0]}.{machine.python[1]}: raydino needs 3.11 or newer; make a new environment."
+        )
+    if not machine.ray:
+        faults.append("Ray is not installed in this environment; run `make setup`, or use an image that has it.")
+    return faults
+
+
+def _storage_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[str]:
+    """Checkpoints are renamed into place, which only a file system does at once; two of them exist meanwhile."""
+    name, folder = f"cluster.storage = {cluster.storage}", Path(cluster.storage)
+    if "://" in cluster.storage:
+        return [f"{name}: runs are written to a mounted file system, not to a URL; mount the bucket or name a folder."]
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        return [f"{name}: {existing} is a file; name a folder."]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"{name}: {existing} is not writable for this user; name another folder or change its permissions."]
+    free, needed = shutil.disk_usage(existing).free, 2 * facts.checkpoint_bytes
+    if free < needed:
+        return [
+            f"{name}: {_bytes(free)} free, two checkpoints need {_bytes(needed)} (cadence.keep = {recipe.cadence.keep} "
+            f"need {_bytes(recipe.cadence.keep * facts.checkpoint_bytes)}); free some space or name another folder."
+        ]
+    return []
+
+
+def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Machine) -> list[str]:
+    out = []
+    if machine.ray and not machine.ray.startswith(RAY_TESTED):
+        out.append(f"Ray {machine.ray} is installed; raydino is tested with {RAY_TESTED}x.")
+    if not cluster.is_local and cluster.tracker().startswith("sqlite:"):
+        out.append(
+            f"cluster.tracking_uri = {public_uri(cluster.tracker())} is a file, but the run may be recorded from "
+            f"another node (cluster.address = {cluster.address}); give an MLflow server, or shared storage."
+        )
+    if not cluster.is_local and os.environ.get("RAY_AUTH_MODE") == "disabled":
+        out.append("RAY_AUTH_MODE = disabled: whoever reaches the cluster's ports can run code on it; set it to token.")
+    store = cluster.object_store_mb * 2**20
+    if cluster.is_local and machine.shared_memory < SHARED_MEMORY_LEAST * store:
+        out.append(
+            f"/dev/shm has {_bytes(machine.shared_memory)} free for cluster.object_store_mb = "
+            f"{cluster.object_store_mb}; Ray will use the disk instead. In a container, give it more with --shm-size."
+        )
+    if cluster.is_local and not cluster.use_gpu(machine.gpus) and machine.gpus:
+        out.append(f"cluster.gpu = false, but this machine has {machine.gpus} GPU(s).")
+    if facts.dropped * 20 > facts.images:
+        out.append(
+            f"{facts.dropped:,} of {facts.images:,} images ({facts.dropped / facts.images:.0%}) are left out of each "
+            "epoch, another part every time; a smaller global_batch leaves out fewer."
+        )
+    if in_steps(recipe.optim.warmup, recipe.steps) == 0 and recipe.steps * recipe.global_batch >= facts.images:
+        out.append(
+            "optim.warmup = 0: vision transformers usually diverge without a warm-up; 0.1 is the published share."
+        )
+    return out
+
+
+def tokens_per_image(recipe: Recipe) -> tuple[int, int]:
+    """Tokens per image that student and teacher compute: patches, cls and registers of their crops."""
+    crops = (recipe.method.global_crops, recipe.method.local_crops)
+    each = [c.count * ((c.size // recipe.backbone.patch_size) ** 2 + 1 + recipe.backbone.registers) for c in crops]
+    return sum(each), each[0]
+
+
+def plan_text(recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings: list[str]) -> str:
+    """What a run will do, for `--dry-run` and the start of a run: one line per matter, warnings last."""
+    steps, batch = recipe.steps, recipe.global_batch
+    per_epoch = max(1, (facts.images - facts.dropped) // batch)
+    warmup, (student, teacher) = in_steps(recipe.optim.warmup, steps), tokens_per_image(recipe)
+    where = Path(cluster.storage) / recipe.id
+    classes = f"{facts.classes} classes" if facts.classes else "no labels"
+    micro = cluster.micro_batch(batch)
+    rows = [
+        ("run", f"{recipe.id} in {where}"),
+        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}"),
+        ("length", f"{steps:,} steps of {batch:,} = {steps * batch:,} images = {steps / per_epoch:.3g} epochs"),
+        (
+            "epoch",
+            f"{per_epoch:,} steps, {facts.dropped:,} images left over, reads {facts.read_amplification:.2f} x its rows",
+        ),
+        (
+            "batch",
+            f"{cluster.workers} workers x {cluster.accumulate} micro-batches x {micro} images, {recipe.lanes} lanes",
+        ),
+        ("warm-up", f"{warmup:,} steps = {warmup / steps:.1%} of the run"),
+        (
+            "rate",
+            f"{recipe.learning_rate:.3g} at its peak, from optim.lr by {recipe.method.learning_rate_batch}",
+        ),
+        ("tokens", f"{student:,} per image in the student, {teacher:,} in the teacher"),
+        ("network", f"{recipe.backbone.name}, {facts.parameters / 1e6:.3g} M parameters with heads"),
+        ("memory", f"about {_bytes(facts.worker_bytes)} per worker; a checkpoint is {_bytes(facts.checkpoint_bytes)}"),
+        ("place", f"Ray {cluster.address}, decoding in the {cluster.decode_in}, precision {cluster.precision}"),
+        ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
+    ]
+    if not facts.parameters:
+        rows = [row for row in rows if row[0] != "memory"]
+    if facts.images_per_second > 0:
+        seconds = steps * batch / facts.images_per_second
+        rows.append(
+            ("time", f"{_duration(seconds)} at the probed {facts.images_per_second:,.3g} images/s, evaluations apart")
+        )
+    return "\n".join([*(f"{name:<9}{text}" for name, text in rows), *(f"warning  {text}" for text in warnings)])
+
+
+def public_uri(uri: str) -> str:
+    """A URI without user and password."""
+    scheme, mark, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

@@ -1,0 +1,143 @@
+"""Settings of the methods. Apart from the methods themselves so that `--help` need not import torch (2 to 6 s)."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raydino.config import Config, Length
+from raydino.nn.config import BackboneConfig, HeadConfig
+from raydino.schedule import Schedule, constant, cosine
+from raydino.views import Crops, Masks, Views
+
+if TYPE_CHECKING:
+    from raydino.methods.method import Method
+
+Weight = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(gt=0)]
+
+
+class MethodConfig(Config):
+    """What every self-distillation method has. Subclasses name their views and build the method."""
+
+    global_crops: Crops = Crops(count=2, size=224, scale=(0.4, 1.0), blur=(1.0, 0.1), solarize=(0.0, 0.2))
+    """Large views, seen by student and teacher."""
+    local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.4), blur=(0.5,))
+    """Small views, seen by the student only; count 0 for none."""
+    head: HeadConfig = HeadConfig()
+    """Projection head of student and teacher."""
+    student_temperature: Temperature = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature: Schedule = constant(0.04)
+    """Temperature of the teacher's softmax; above 0.07 training is unstable (DINO, appendix D)."""
+    teacher_momentum: Schedule = cosine(0.996, 1.0)
+    """Weight of the old teacher in its moving average."""
+    center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the old centre in its moving average."""
+    centering: Literal["softmax", "sinkhorn_knopp"] = "softmax"
+    """How teacher scores become targets: centred softmax (DINO) or Sinkhorn-Knopp (3 iterations, DINOv2's long recipe)."""
+    freeze_last_layer: Length = 0.01
+    """How long the prototypes stay frozen at the start (DINO: 1 epoch of 100)."""
+    learning_rate_batch: Literal["linear/256", "sqrt/1024"] = "linear/256"
+    """How `optim.lr` scales with the global batch: DINO lr·B/256, DINOv2 lr·√(B/1024)."""
+    clip: Literal["per_tensor", "per_module"] = "per_tensor"
+    """What `optim.clip` bounds: the norm of every gradient tensor (DINO) or of each sub-module's gradients (DINOv2)."""
+
+    @model_validator(mode="after")
+    def _two_global_crops(self) -> Self:
+        if self.global_crops.count != 2:
+            raise ValueError(
+                f"global_crops.count = {self.global_crops.count}: self-distillation pairs exactly 2 global crops"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedules_keep_their_meaning(self) -> Self:
+        momentum, temperature = self.teacher_momentum, self.teacher_temperature
+        for name in ("start", "end", *(("warmup_from",) if momentum.warmup else ())):
+            if not 0 <= getattr(momentum, name) <= 1:
+                raise ValueError(
+                    f"teacher_momentum.{name} = {getattr(momentum, name)}: the share kept of the old teacher is at most 1"
+                )
+        for name in ("start", "end", *(("warmup_from",) if temperature.warmup else ())):
+            if getattr(temperature, name) <= 0:
+                raise ValueError(f"teacher_temperature.{name} = {getattr(temperature, name)}: a temperature is above 0")
+        return self
+
+    @property
+    def minimum_images(self) -> int:
+        """Smallest number of images in a micro-batch that the losses are defined for."""
+        return 1
+
+    def views(self, patch_size: int) -> Views:
+        """What the method asks to see of an image."""
+        return Views(crops={"global": self.global_crops, "local": self.local_crops}, patch_size=patch_size)
+
+    def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
+        """The method with freshly initialised student and teacher, for a run of `steps` steps."""
+        raise TypeError(f"{type(self).__name__} names no method; use DINOConfig, DINOv2Config or a class of your own")
+
+
+class DINOConfig(MethodConfig):
+    """DINO (Caron et al. 2021, arXiv 2104.14294). Defaults: ViT-S/16 "vanilla", 100 epochs, from the official command line."""
+
+    def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
+        """The method with freshly initialised student and teacher, for a run of `steps` steps."""
+        from raydino.methods.dino import DINO
+
+        return DINO(self, backbone, steps=steps)
+
+
+class DINOv2Config(MethodConfig):
+    """DINOv2 (Oquab et al. 2023, arXiv 2304.07193): DINO on masked global crops, plus iBOT and KoLeo. Defaults: vitl16_short."""
+
+    global_crops: Crops = Crops(count=2, size=224, scale=(0.32, 1.0), blur=(0.0, 0.9), solarize=(0.0, 0.2))
+    """Large views, masked for the student. Blur as the released weights were trained (0.0 and 0.9), not as printed
+    (1.0 and 0.1)."""
+    local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.32), blur=(0.5,))
+    """Small views, seen by the student only; count 0 for none."""
+    head: HeadConfig = HeadConfig(train_gain=True)
+    """Projection head for the cls token, and for patches too unless `ibot_head` is set."""
+    ibot_head: HeadConfig | None = None
+    """A head of its own for patches (DINOv2's long recipe); None shares `head`."""
+    masks: Masks = Masks()
+    """Which patches of the global crops the student does not see."""
+    dino_weight: Weight = 1.0
+    """Weight of the cls loss (mean over all teacher-student pairs of views)."""
+    ibot_weight: Weight = 1.0
+    """Weight of the masked-patch loss."""
+    koleo_weight: Weight = 0.1
+    """Weight of the KoLeo regulariser, applied to each global view."""
+    teacher_temperature: Schedule = constant(0.07, warmup=0.3, warmup_from=0.04)
+    """Temperature of the teacher's softmax, cls and patches alike (30 of 100 epochs of warm-up)."""
+    teacher_momentum: Schedule = cosine(0.992, 1.0)
+    """Weight of the old teacher in its moving average."""
+    learning_rate_batch: Literal["linear/256", "sqrt/1024"] = "sqrt/1024"
+    """How `optim.lr` scales with the global batch: DINO lr·B/256, DINOv2 lr·√(B/1024)."""
+    clip: Literal["per_tensor", "per_module"] = "per_module"
+    """What `optim.clip` bounds: the norm of every gradient tensor (DINO) or of each sub-module's gradients (DINOv2)."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.dino_weight == 0 and self.ibot_weight == 0:
+            raise ValueError(
+                "dino_weight and ibot_weight are both 0; one of them must be positive for the teacher to teach"
+            )
+        if self.ibot_weight > 0 and self.masks.probability == 0:
+            raise ValueError("ibot_weight > 0 needs masked crops; set masks.probability above 0 or ibot_weight to 0")
+        return self
+
+    @property
+    def minimum_images(self) -> int:
+        """KoLeo needs a nearest neighbour, so two images."""
+        return 2 if self.koleo_weight > 0 else 1
+
+    def views(self, patch_size: int) -> Views:
+        """What the method asks to see of an image."""
+        masks = self.masks if self.ibot_weight > 0 else None
+        return super().views(patch_size).override({"masks": masks})
+
+    def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
+        """The method with freshly initialised student and teacher, for a run of `steps` steps."""
+        from raydino.methods.dinov2 import DINOv2
+
+        return DINOv2(self, backbone, steps=steps)

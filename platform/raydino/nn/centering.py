@@ -1,0 +1,93 @@
+"""How teacher scores become targets that neither collapse to one prototype nor to the uniform distribution.
+
+Two published ways: subtract a running centre and sharpen (DINO, section 3.1), or three Sinkhorn-Knopp iterations
+(SwAV; DINOv2, section 4).
+Letters: N samples of this rank, K prototypes.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raydino import collectives
+
+
+class Centering(nn.Module):
+    """From teacher scores to targets, with whatever has to be remembered between steps."""
+
+    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
+        """Targets, each row summing to 1, without gradient."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def update(self) -> None:
+        """Take up what was seen since the last call. All ranks call it together, once per step."""
+
+
+class SoftmaxCentering(Centering):
+    """softmax((scores - centre) / temperature), with the centre a moving average of the scores' mean over samples and ranks.
+
+    The centre used in a step is the one from before it; scores seen since the last `update` (of all micro-batches) enter it then.
+    For patches the mean is over all masked patches of all ranks, so it does not depend on how many workers share them.
+    """
+
+    center: Tensor
+
+    def __init__(self, prototypes: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(prototypes))
+        self._seen: list[tuple[Tensor, int]] = []
+
+    @torch.no_grad()
+    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
+        """Targets, each row summing to 1."""
+        scores = scores.float()
+        self._seen.append((scores.sum(dim=0), len(scores)))
+        return torch.softmax((scores - self.center) / temperature, dim=-1)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the centre towards the mean of the scores seen since the last call. All ranks call it together."""
+        total = torch.stack([seen for seen, _ in self._seen]).sum(dim=0)
+        count = total.new_tensor([float(sum(n for _, n in self._seen))])
+        total, count = collectives.all_sum(torch.cat([total, count])).split([len(total), 1])
+        self._seen.clear()
+        mean = total / count.clamp(min=1.0)
+        self.center.lerp_(torch.where(count > 0, mean, self.center), 1.0 - self.momentum)
+
+
+class SinkhornKnopp(Centering):
+    """Targets with equal use of all prototypes, by `iterations` of Sinkhorn-Knopp over the samples of all ranks."""
+
+    def __init__(self, iterations: int = 3) -> None:
+        super().__init__()
+        self.iterations = iterations
+
+    @torch.no_grad()
+    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
+        """Targets, each row summing to 1."""
+        return sinkhorn_knopp(scores, temperature=temperature, iterations=self.iterations)
+
+
+def sinkhorn_knopp(scores: Float[Tensor, "N K"], *, temperature: float, iterations: int = 3) -> Float[Tensor, "N K"]:
+    """Alternate normalisation of prototypes (over all ranks) and samples of exp(scores / temperature), in log space.
+
+        Q = exp(scores / temperature)
+        repeat: Q = Q / (sum over samples of all ranks) / K;  Q = Q / (sum over prototypes) / N_total
+        return Q * N_total
+
+    The constant factors cancel in the next normalisation and are left out. Exponentiating first would overflow float32 once a
+    score exceeds 88 * temperature.
+    """
+    log_q = scores.float() / temperature
+    for _ in range(iterations):
+        log_q = log_q - _logsumexp_over_ranks(log_q)
+        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
+    return log_q.exp()
+
+
+def _logsumexp_over_ranks(x: Float[Tensor, "N K"]) -> Float[Tensor, "1 K"]:
+    lowest = torch.finfo(x.dtype).min  # a rank may hold no sample (no masked patch), which must not enter the maximum
+    local = x.amax(dim=0, keepdim=True) if len(x) else x.new_full((1, x.shape[1]), lowest)
+    peak = collectives.all_max(local)
+    return peak + collectives.all_sum((x - peak).exp().sum(dim=0, keepdim=True)).log()

@@ -1,0 +1,47 @@
+"""The projection head of DINO, iBOT and DINOv2: MLP, L2-normalised bottleneck, weight-normed prototypes."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raydino.nn.config import HeadConfig
+
+
+class Prototypes(nn.Module):
+    """Bias-free linear layer with weight norm: row k is `gain[k] * direction[k] / |direction[k]|` (Salimans & Kingma 2016)."""
+
+    def __init__(self, width: int, prototypes: int, *, train_gain: bool) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(prototypes, width))
+        nn.init.kaiming_uniform_(
+            self.direction, a=math.sqrt(5)
+        )  # torch's default for linear layers, which DINO keeps here
+        self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=train_gain)
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+        """Scores of every row for every prototype."""
+        return F.linear(x, self.gain * F.normalize(self.direction, dim=-1))
+
+
+class Head(nn.Module):
+    """`layers`-deep MLP with GELU, L2 normalisation, prototypes (DINO, section 3.1 and appendix C)."""
+
+    def __init__(self, config: HeadConfig, width: int) -> None:
+        super().__init__()
+        sizes = [width, *[config.hidden] * (config.layers - 1), config.bottleneck]
+        layers: list[nn.Module] = []
+        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+            layers += [nn.GELU(), linear] if i else [linear]
+        self.mlp = nn.Sequential(*layers)
+        self.prototypes = Prototypes(config.bottleneck, config.prototypes, train_gain=config.train_gain)
+
+    def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+        """Prototype scores (logits before any temperature)."""
+        # 1e-6 rather than torch's 1e-12, which half precision would flush to zero
+        return self.prototypes(F.normalize(self.mlp(features), dim=-1, eps=1e-6))

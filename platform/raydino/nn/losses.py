@@ -1,0 +1,89 @@
+"""The losses. Each docstring is the slow version; the body is the closed form; the tests compare the two.
+
+Letters: T teacher views, S student views, B images, M masked patches, K prototypes, D width.
+Cross-entropy between target p and scores s at temperature t is logsumexp(s/t) - sum(p * s/t), because p sums to 1: no log-softmax
+over all pairs is ever stored.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def dino_loss(
+    *,
+    student_scores: Float[Tensor, "S B K"],
+    teacher_probs: Float[Tensor, "T B K"],
+    temperature: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cross-entropy over all pairs of a teacher view and a *different* student view (DINO, equation 3 and algorithm 1).
+
+    The first T student views are the teacher's own views (global crops), the others are local crops. As nested loops:
+
+        for q in range(T):
+            for v in range(S):
+                if v != q:
+                    term = mean over b of cross_entropy(teacher_probs[q, b], student_scores[v, b] / temperature)
+                    (global_sum if v < T else local_sum) += term
+        return global_sum / pairs, local_sum / pairs        # pairs = T * S - T
+
+    Returns:
+        The share of global student views and the share of local ones; their sum is DINO's loss.
+    """
+    views, students = len(teacher_probs), len(student_scores)
+    pairs = views * (students - 1)
+    scores = student_scores.float() / temperature
+    log_norm = torch.logsumexp(scores, dim=-1).mean(dim=1)  # S
+    all_targets = teacher_probs.sum(dim=0)  # B K
+    # a global view answers to every teacher view but its own
+    own = ((all_targets - teacher_probs) * scores[:views]).sum(dim=-1).mean(dim=1)  # T
+    global_sum = ((views - 1) * log_norm[:views] - own).sum()
+    local_sum = (views * log_norm[views:] - (all_targets * scores[views:]).sum(dim=-1).mean(dim=1)).sum()
+    return global_sum / pairs, local_sum / pairs
+
+
+def ibot_loss(
+    *,
+    student_scores: Float[Tensor, "M K"],
+    teacher_probs: Float[Tensor, "M K"],
+    weights: Float[Tensor, " M"],
+    crops: int,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Cross-entropy on masked patches, averaged per crop, then over all crops, unmasked ones counting 0 (iBOT, equation 3).
+
+        for each crop c of `crops`: loss += mean over its masked patches m of cross_entropy(teacher_probs[m],
+        student_scores[m] / temperature) return loss / crops
+
+    `weights[m]` is 1 / (number of masked patches in m's crop).
+    """
+    scores = student_scores.float() / temperature
+    entropy = torch.logsumexp(scores, dim=-1) - (teacher_probs * scores).sum(dim=-1)
+    return (entropy * weights).sum() / crops
+
+
+def koleo_loss(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Kozachenko-Leonenko entropy regulariser: minus the mean log distance to the nearest neighbour (Sablayrolles et
+    al. 2019, eq. 3).
+
+        x = features / |features|
+        return -mean over i of log(min over j != i of |x[i] - x[j]| + eps)
+
+    In float32 whatever the autocast: at initialisation all cls tokens nearly coincide, and half precision would
+    flush eps to zero.
+
+    Raises:
+        ValueError: fewer than two rows, for which no neighbour exists.
+    """
+    if len(features) < 2:
+        raise ValueError(
+            f"KoLeo needs at least 2 images in a micro-batch, got {len(features)}; enlarge it or set koleo_weight to 0"
+        )
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        x = torch.nn.functional.normalize(features.float(), dim=-1, eps=1e-8)
+        with torch.no_grad():
+            similarity = x @ x.T
+            similarity.fill_diagonal_(-1.0)
+            nearest = similarity.argmax(dim=1)
+        distance = torch.nn.functional.pairwise_distance(x, x[nearest], eps=1e-8)
+        return -torch.log(distance + 1e-8).mean()

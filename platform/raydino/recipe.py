@@ -1,0 +1,87 @@
+"""Recipe: everything that changes the result of a run, and nothing about machines (that is launch/cluster.py).
+
+It knows every config class and holds no logic beyond the checks between them. The fingerprint leaves out the name and the
+cadence, so renaming a run or logging more often does not make it another experiment.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from raydino.config import Config, in_steps
+from raydino.data.config import DataConfig
+from raydino.evals.config import EvaluationConfig, KNNConfig
+from raydino.methods.config import DINOv2Config, MethodConfig
+from raydino.nn.config import BackboneConfig
+from raydino.train.config import Cadence, OptimConfig
+from raydino.views import Positive
+
+NOT_IN_FINGERPRINT = frozenset({"name", "cadence"})
+
+
+class Recipe(Config):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "dinov2"
+    """Name of the run; with the fingerprint it makes the run's directory."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random: weights, order, crops, masks, stochastic depth."""
+    steps: Positive = 1000
+    """Optimiser steps."""
+    global_batch: Positive = 64
+    """Images per step over all workers and micro-batches."""
+    lanes: Positive = 8
+    """Lanes of the order; the same samples come in the same order on every number of workers that divides it."""
+    data: DataConfig = DataConfig()
+    """Images."""
+    backbone: BackboneConfig = BackboneConfig()
+    """Network."""
+    method: MethodConfig = DINOv2Config()
+    """Method."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser."""
+    evals: dict[str, EvaluationConfig] = {"knn": KNNConfig()}
+    """Evaluations on the teacher, by name."""
+    cadence: Cadence = Cadence()
+    """How often to log, evaluate and save."""
+
+    @property
+    def id(self) -> str:
+        """Name and fingerprint: the run's identity, whatever machines it runs on."""
+        return f"{self.name}-{self.fingerprint(exclude=NOT_IN_FINGERPRINT)}"
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate after scaling with the global batch."""
+        scale = {"linear/256": self.global_batch / 256, "sqrt/1024": (self.global_batch / 1024) ** 0.5}
+        return self.optim.lr * scale[self.method.learning_rate_batch]
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.global_batch % self.lanes:
+            near = max(self.lanes, round(self.global_batch / self.lanes) * self.lanes)
+            raise ValueError(
+                f"global_batch = {self.global_batch} is not a multiple of lanes = {self.lanes}; use {near}, or other lanes"
+            )
+        patch = self.backbone.patch_size
+        for name in ("global_crops", "local_crops"):
+            crops = getattr(self.method, name)
+            if crops.count and crops.size % patch:
+                near = max(patch, round(crops.size / patch) * patch)
+                raise ValueError(
+                    f"method.{name}.size = {crops.size} is not a multiple of backbone.patch_size = {patch}; use {near}"
+                )
+        lengths = {
+            "optim.warmup": self.optim.warmup,
+            "method.teacher_temperature.warmup": self.method.teacher_temperature.warmup,
+            "method.teacher_momentum.warmup": self.method.teacher_momentum.warmup,
+            "method.freeze_last_layer": self.method.freeze_last_layer,
+        }
+        for name, length in lengths.items():
+            if in_steps(length, self.steps) >= self.steps > 1:
+                raise ValueError(
+                    f"{name} = {length} lasts the whole run of {self.steps} steps; shorten it (a float is a share of the run)"
+                )
+        if "/" in "".join(self.evals):
+            raise ValueError(f"evals: names become metric prefixes, so no '/' in {list(self.evals)}")
+        return self

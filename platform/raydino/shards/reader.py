@@ -1,0 +1,281 @@
+"""Reading shards, ours or anybody's: a curated folder by its manifest, or any Hugging Face style Parquet folder
+directly.
+
+The unit of reading is the row group, since the order of a run is planned by row groups: one is read in one request,
+checked, and brought to one form whatever the file looked like. A `Collection` is an address and a manifest; it holds no
+open file, so it travels to remote tasks as it is and any thread may use it.
+"""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydino.shards.manifest import FILE_NAME, Manifest, ShardFile, load
+from raydino.shards.schema import (
+    ID,
+    Folder,
+    Footer,
+    ShardError,
+    class_names,
+    content_id,
+    is_hidden,
+    read_footer,
+    split_of,
+    with_retries,
+)
+
+FOOTERS_KEPT = 64  # per process and collection; ~100 kB each
+OPENERS = 16  # footers read at once when a folder has no manifest: object storage answers in ~50 ms
+_READ = pa.schema([("id", ID), ("bytes", pa.binary()), ("path", pa.string()), ("label", pa.int64())])
+
+
+class Collection:
+    """Images of one or all splits of a folder, by row group. Rows are numbered in the order of the manifest's files."""
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._footers: OrderedDict[str, Footer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Collection"], tuple[Folder, Manifest]]:
+        return Collection, (self.folder, self.manifest)
+
+    def __len__(self) -> int:
+        return self._row_ends[-1] if self._row_ends else 0
+
+    @cached_property
+    def row_groups(self) -> tuple[int, ...]:
+        """Rows of every row group, in order."""
+        return tuple(rows for file in self.manifest.files for rows in file.row_groups)
+
+    @cached_property
+    def _row_ends(self) -> list[int]:
+        return list(accumulate(self.row_groups))
+
+    @cached_property
+    def _group_ends(self) -> list[int]:
+        return list(accumulate(len(file.row_groups) for file in self.manifest.files))
+
+    def read(self, group: int) -> pa.Table:
+        """Row group `group` as columns id: binary(16), bytes: binary, path: string, label: int64 (null where there is
+        none).
+
+        Page checksums are verified where the file has them; transient read errors are tried again. The id is computed
+        from the bytes where the file has none. Raises ShardError naming shard, row group and remedy.
+        """
+        file, local = self._place(group)
+        columns = self._columns(file)
+        known = columns.get("id") == ID  # another type is some other tool's id, not a hash of the content
+        wanted = ["image"] + ["id"] * known + ["label"] * ("label" in columns)
+        table = self._read_columns(file, local, wanted)
+        where = f"{self.folder}/{file.path}, row group {local}"
+        data, paths = _image_parts(table.column("image").combine_chunks(), where)
+        if known:
+            ids = table.column("id").combine_chunks()
+        else:
+            ids = pa.array([content_id(value.as_buffer()) for value in data], type=ID)
+        labels = _clean_labels(table.column("label")) if "label" in columns else pa.nulls(len(data), pa.int64())
+        return pa.table([ids, data, paths, labels], schema=_READ)
+
+    def labels(self) -> np.ndarray:
+        """Labels of all rows, int64 [rows], -1 where there is none. Reads nothing but the label column."""
+        parts = [np.empty(0, dtype=np.int64)]
+        for file in self.manifest.files:
+            if "label" not in self._columns(file):
+                parts.append(np.full(file.rows, -1, dtype=np.int64))
+                continue
+            for local in range(len(file.row_groups)):
+                column = self._read_columns(file, local, ["label"]).column("label")
+                parts.append(_clean_labels(column).fill_null(-1).to_numpy())
+        return np.concatenate(parts)
+
+    def rows(self, indices: np.ndarray) -> pa.Table:
+        """The rows with these numbers, in the order asked (repeats allowed), as `read` gives them; each row group read
+        once.
+
+        Raises IndexError for a number outside [0, rows).
+        """
+        asked = np.asarray(indices, dtype=np.int64).ravel()
+        if len(asked) and (asked.min() < 0 or asked.max() >= len(self)):
+            raise IndexError(f"rows {asked.min()} to {asked.max()} asked for, the collection has {len(self)}")
+        ends = np.asarray(self._row_ends, dtype=np.int64)
+        groups = np.searchsorted(ends, asked, side="right")
+        order = np.argsort(groups, kind="stable")
+        tables = [_READ.empty_table()]
+        for group in np.unique(groups):
+            start = ends[group] - self.row_groups[group]
+            tables.append(self.read(int(group)).take(asked[groups == group] - start))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return pa.concat_tables(tables).take(back)
+
+    def _place(self, group: int) -> tuple[ShardFile, int]:
+        if not 0 <= group < len(self.row_groups):
+            raise IndexError(f"row group {group} asked for, the collection has {len(self.row_groups)}")
+        index = bisect_right(self._group_ends, group)
+        return self.manifest.files[index], group - (self._group_ends[index - 1] if index else 0)
+
+    def _footer(self, file: ShardFile) -> Footer:
+        with self._lock:
+            if file.path in self._footers:
+                self._footers.move_to_end(file.path)
+                return self._footers[file.path]
+        footer = read_footer(self.folder, file.path)
+        if footer.digest != file.digest:
+            raise ShardError(
+                f"{self.folder}/{file.path}: changed since the manifest: digest {footer.digest[:16]}…, "
+                f"{footer.size:,} bytes; "
+                f"the manifest says {file.digest[:16]}…, {file.bytes:,} bytes. Restore the file or curate again."
+            )
+        with self._lock:
+            self._footers[file.path] = footer
+            if len(self._footers) > FOOTERS_KEPT:
+                self._footers.popitem(last=False)
+        return footer
+
+    def _columns(self, file: ShardFile) -> dict[str, pa.DataType]:
+        schema = self._footer(file).metadata.schema.to_arrow_schema()
+        check_columns(schema, f"{self.folder}/{file.path}")
+        return {field.name: field.type for field in schema}
+
+    def _read_columns(self, file: ShardFile, local: int, columns: list[str]) -> pa.Table:
+        metadata = self._footer(file).metadata
+
+        def read() -> pa.Table:
+            with self.folder.fs.open_input_file(self.folder.where(file.path)) as stream:
+                parquet = pq.ParquetFile(
+                    stream, metadata=metadata, page_checksum_verification=True, pre_buffer=len(columns) > 1
+                )
+                return parquet.read_row_group(local, columns=columns, use_threads=False)
+
+        try:
+            return with_retries(read)
+        except (OSError, pa.ArrowException) as error:
+            raise ShardError(
+                f"{self.folder}/{file.path}, row group {local}: cannot be read ({error}); fetch the shard again "
+                "from its source."
+            ) from None
+
+
+def check_columns(schema: pa.Schema, where: str) -> None:
+    """Check that a shard's columns are ones the reader understands. Raises ShardError naming `where`, the column and
+    its type.
+    """
+    if "image" not in schema.names:
+        raise ShardError(
+            f"{where}: no column 'image' in {schema.names}; rename the column that holds the encoded images."
+        )
+    kind = schema.field("image").type
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise ShardError(
+            f"{where}: column 'image' is {kind}; it must be binary or struct<bytes: binary, path: string>."
+        )
+    if "label" in schema.names and not _is_label(schema.field("label").type):
+        raise ShardError(
+            f"{where}: column 'label' is {schema.field('label').type}; it must be an integer: cast or rename it."
+        )
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_null(kind)
+
+
+def _image_parts(image: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:
+    """Bytes and paths of an image column, struct or plain binary. A null cell is an error: rows are counted by the
+    plan.
+    """
+    paths = pa.nulls(len(image), pa.string())
+    data = image
+    if isinstance(image, pa.StructArray):
+        fields = image.flatten()  # unlike `field`, it carries the nulls of the struct into its parts
+        data = fields[image.type.get_field_index("bytes")]
+        if (place := image.type.get_field_index("path")) >= 0:
+            paths = fields[place].cast(pa.string())
+    if data.null_count:
+        first = int(np.flatnonzero(data.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ShardError(
+            f"{where}: {data.null_count} of {len(data)} images have no bytes (first: row {first}); "
+            "embed the files into the shard or remove the rows."
+        )
+    return data.cast(pa.binary()), paths
+
+
+def _clean_labels(column: pa.ChunkedArray) -> pa.Array:
+    """int64 with null for missing; datasets write -1 for the labels of a hidden test set."""
+    labels = column.combine_chunks().cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return pa.array(labels, mask=labels < 0)
+
+
+def open_collection(path: str, *, split: str | None = None) -> Collection:
+    """Open a curated folder (by its manifest.json) or any Hugging Face style Parquet folder, local or by URI; `split`
+    None keeps all splits.
+
+    Without a manifest, splits come from file names (`train-00000-of-00004.parquet`) or sub-folders, else all is
+    `train`; only footers are read, so the digests stand for path, size and footer of each file and repeated images go
+    unnoticed. Raises ShardError where there is no such folder or split, or a shard cannot be used.
+    """
+    folder = Folder(path)
+    names = folder.files()
+    if any(entry.path == FILE_NAME for entry in names):
+        manifest = load(folder)
+    else:
+        shards = [entry.path for entry in names if entry.path.endswith(".parquet") and not is_hidden(entry.path)]
+        if not shards:
+            raise ShardError(
+                f"{folder}: no manifest.json and no Parquet file; give a curated folder or curate the images first."
+            )
+        manifest = _describe(folder, shards)
+    if split is not None:
+        manifest = manifest.of_split(split)
+    if not manifest.rows:
+        raise ShardError(f"{folder}: 0 images in {len(manifest.files)} files; give a folder with images.")
+    return Collection(folder, manifest)
+
+
+def _describe(folder: Folder, paths: Sequence[str]) -> Manifest:
+    """The manifest of a folder that has none."""
+    with ThreadPoolExecutor(OPENERS) as pool:
+        footers = list(pool.map(lambda path: read_footer(folder, path), paths))
+    files, named, labelled = [], {}, False
+    for path, footer in zip(paths, footers, strict=True):
+        schema = footer.metadata.schema.to_arrow_schema()
+        check_columns(schema, f"{folder}/{path}")
+        if classes := class_names(schema.metadata):
+            named.setdefault(classes, path)
+        labelled = labelled or _has_labels(footer.metadata, schema)
+        groups = tuple(footer.metadata.row_group(g).num_rows for g in range(footer.metadata.num_row_groups))
+        files.append(
+            ShardFile(
+                path=path,
+                split=split_of(path),
+                rows=sum(groups),
+                row_groups=groups,
+                bytes=footer.size,
+                digest=footer.digest,
+            )
+        )
+    if len(named) > 1:
+        (one, first), (other, second) = list(named.items())[:2]
+        raise ShardError(
+            f"{folder}: {first} names {len(one)} classes and {second} names {len(other)} others; "
+            "label numbers would mean different things: keep the shards of one data set per folder."
+        )
+    return Manifest(files=tuple(files), classes=next(iter(named), ()), labelled=labelled)
+
+
+def _has_labels(metadata: pq.FileMetaData, schema: pa.Schema) -> bool:
+    """Whether the label column, if any, holds more than nulls, as far as the footer tells."""
+    if "label" not in schema.names or pa.types.is_null(schema.field("label").type):
+        return False
+    leaf = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index("label")
+    statistics = [metadata.row_group(g).column(leaf).statistics for g in range(metadata.num_row_groups)]
+    return any(s is None or not s.has_null_count or s.num_values > 0 for s in statistics)

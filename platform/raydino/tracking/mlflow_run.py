@@ -1,0 +1,256 @@
+"""The only door to MLflow: opens runs, and says to MLflow what the outbox has to say.
+
+The driver makes the run (`create_run`), so that a sqlite store is migrated once and by one process; the worker of rank
+0 records it (`MLflowRun`); all always name the tracking address, because the default of a Ray worker is a file in its
+own session folder that disappears. Everything that goes in as text is redacted first. Importing mlflow takes seconds,
+so it happens inside functions, behind `_mlflow`, which sets the client's environment before.
+Considered instead: ray's setup_mlflow and MLflowLoggerCallback (need the server up at start, block for minutes in an
+outage).
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from raydino.tracking.outbox import Outbox, Point, Tracker, drain
+from raydino.tracking.redact import redact, redact_text
+from raydino.tracking.run import SYSTEM_GROUP, Status
+from raydino.tracking.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+_PARAMS, _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _NAME_LENGTH = 100, 6000, 8000, 36, 250  # MLflow's limits
+_SQLITE = "sqlite:///"
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # 7 retries block for 4 minutes; the outbox retries better
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_logger = logging.getLogger(__name__)
+
+
+class TrackerUnavailable(ConnectionError):
+    """The tracking server does not answer. Training can go on with the spool alone; `replay` sends it later."""
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """What a run was trained on."""
+
+    name: str
+    """Name of the data set."""
+    digest: str
+    """Digest of its manifest."""
+    source: str
+    """Where it lies: a path or an address."""
+    rows: int
+    """Images in it."""
+
+
+class MLflowRun(Outbox):
+    """A `Run` recorded in `spool` and in MLflow. See Outbox for what happens in an outage."""
+
+    def __init__(self, spool: Spool, *, tracking_uri: str, run_id: str, patience: float = 30.0) -> None:
+        """Go on recording the MLflow run `run_id`; nothing is imported or sent before the thread does it."""
+        uri = absolute_uri(tracking_uri)
+        super().__init__(spool, run_id=run_id, connect=lambda: open_tracker(uri, run_id), patience=patience)
+
+
+def create_run(
+    *,
+    tracking_uri: str,
+    experiment: str,
+    run_name: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    dataset: DatasetRecord | None,
+    recipe_yaml: str,
+    run_id: str | None = None,
+) -> str:
+    """Create the MLflow run, or reopen `run_id` if the server has it; returns its id.
+
+    Values over MLflow's limits are trimmed, secrets hidden; the full text of the parameters is the artifact
+    recipe.yaml. Parameters cannot change in MLflow, so of a reopened run only new ones are recorded. A sqlite store is
+    made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
+
+    Raises:
+        TrackerUnavailable: If the server does not answer or refuses.
+    """
+    uri = absolute_uri(tracking_uri)
+    try:
+        client = _client(uri)
+        run = _reopened(client, run_id) if run_id else None
+        if run is None:
+            shown = {key: redact_text(value)[:_TAG_LENGTH] for key, value in tags.items()}
+            run = client.create_run(_experiment_id(client, uri, experiment), tags=shown, run_name=redact_text(run_name))
+            if dataset is not None:
+                client.log_inputs(run.info.run_id, [_dataset_input(dataset)])
+            client.log_text(run.info.run_id, redact_text(recipe_yaml), "recipe.yaml")
+        _log_params(client, run.info.run_id, params, known=set(run.data.params))
+    except Exception as error:
+        text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
+        raise TrackerUnavailable(
+            f"tracking_uri = {redact_text(uri)}: no run could be opened ({text}); start the server, "
+            "give another address, or train with the spool alone"
+        ) from None  # the cause holds the address with its password
+    return run.info.run_id
+
+
+def finish(tracking_uri: str, run_id: str, status: Status) -> None:
+    """Set the status of a run from the driver, for a worker that died without `close`; an outage is only a warning."""
+    try:
+        open_tracker(absolute_uri(tracking_uri), run_id).status(status)
+    except Exception as error:  # the run itself is over, and its record on disk is complete
+        _logger.warning("run %s could not be marked %s in MLflow (%s)", run_id, status, type(error).__name__)
+
+
+def replay(run_dir: Path, *, tracking_uri: str, run_id: str) -> int:
+    """Send the metrics that MLflow has not acknowledged, after an outage; returns the number of points sent."""
+    return drain(Path(run_dir), open_tracker(absolute_uri(tracking_uri), run_id), run_id=run_id)
+
+
+def default_uri(storage: Path) -> str:
+    """The store of a single machine: `<storage>/mlflow.db`, artifacts beside it."""
+    return f"{_SQLITE}{Path(storage).resolve() / 'mlflow.db'}"
+
+
+def absolute_uri(tracking_uri: str) -> str:
+    """The address with a relative sqlite path made absolute: driver and workers have different working directories."""
+    path = tracking_uri.removeprefix(_SQLITE)
+    if not tracking_uri.startswith(_SQLITE) or path in ("", ":memory:"):
+        return tracking_uri
+    return _SQLITE + str(Path(path).resolve())
+
+
+def open_tracker(tracking_uri: str, run_id: str) -> Tracker:
+    """The door for one run; no request is made yet."""
+    return _MLflowTracker(_client(tracking_uri), tracking_uri, run_id)
+
+
+class _MLflowTracker:
+    def __init__(self, client: "MlflowClient", tracking_uri: str, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._monitor = _system_monitor(tracking_uri, run_id)
+
+    def points(self, points: "Sequence[Point]") -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.name, point.value, round(point.time * 1000), point.step) for point in points]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._client.log_image(self._run_id, image.convert("RGB"), key=name.replace(":", "-"), step=step)
+
+    def artifact(self, path: Path) -> None:
+        self._client.log_artifact(self._run_id, str(path))
+
+    def system(self) -> dict[str, float]:
+        # The monitor's own thread gives up for good at the first failed request, so only its sensors are used.
+        if self._monitor is None:
+            return {}
+        self._monitor.collect_metrics()
+        values = self._monitor.aggregate_metrics()
+        for sensor in self._monitor.monitors:
+            sensor.clear_metrics()
+        return {f"{SYSTEM_GROUP}/{name}": float(value) for name, value in values.items()}
+
+    def status(self, status: str) -> None:
+        if status == "RUNNING":
+            self._client.update_run(self._run_id, status=status)
+        else:
+            self._client.set_terminated(self._run_id, status=status)
+
+
+def _mlflow() -> "ModuleType":
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets them to INFO
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
+
+
+def _client(tracking_uri: str) -> "MlflowClient":
+    mlflow = _mlflow()
+    if tracking_uri.startswith(_SQLITE):
+        Path(tracking_uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=tracking_uri)
+
+
+def _system_monitor(tracking_uri: str, run_id: str) -> Any:
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        return SystemMetricsMonitor(run_id, tracking_uri=tracking_uri)
+    except ImportError:  # psutil is optional in MLflow
+        return None
+
+
+def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise ValueError(f"experiment {name!r} was deleted; restore it in MLflow or choose another name")
+    if found is not None:
+        return found.experiment_id
+    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    # Beside the database: MLflow's default would be ./mlruns of whichever directory the process was started in.
+    beside = Path(uri.removeprefix(_SQLITE)).parent / "artifacts" / folder if uri.startswith(_SQLITE) else None
+    return client.create_experiment(name, artifact_location=beside.as_uri() if beside else None)
+
+
+def _reopened(client: "MlflowClient", run_id: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        _logger.warning("MLflow has no run %s any more; a new one takes its whole record from the spool", run_id)
+        return None
+    client.update_run(run_id, status="RUNNING")
+    return run
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, object], *, known: set[str]) -> None:
+    from mlflow.entities import Param
+
+    clean = {re.sub(r"[^A-Za-z0-9_. :/-]", "_", key)[:_NAME_LENGTH]: value for key, value in redact(params).items()}
+    new = [Param(key, _trimmed(value, _PARAM_LENGTH)) for key, value in clean.items() if key not in known]
+    for start in range(0, len(new), _PARAMS):
+        client.log_batch(run_id, params=new[start : start + _PARAMS])
+
+
+def _trimmed(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _dataset_input(dataset: DatasetRecord) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = redact_text(dataset.source)
+    record = Dataset(
+        name=redact_text(dataset.name)[:_NAME_LENGTH],
+        digest=dataset.digest[:_DIGEST_LENGTH],
+        source_type=urlsplit(source).scheme or "local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps({"num_rows": dataset.rows}),
+    )
+    return DatasetInput(record, tags=[InputTag("mlflow.data.context", "training")])

@@ -1,0 +1,65 @@
+"""The names of all metrics, and what a tracker has to do. Dashboards, docs and code take the names from here.
+
+A name is `group/thing`; the group is what a page of charts is made of. An evaluation's metrics are its key in
+`Recipe.evals` and the names it returns (`knn` and `top1` make `knn/top1`), joined by `evaluation_metric`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words."""
+
+LOSS_TOTAL = "loss/total"
+LOSS_DINO_GLOBAL = "loss/dino_global"
+LOSS_DINO_LOCAL = "loss/dino_local"
+LOSS_IBOT = "loss/ibot"
+LOSS_KOLEO = "loss/koleo"
+TEACHER_ENTROPY = "teacher/entropy"
+TEACHER_KL = "teacher/kl"
+TEACHER_MOMENTUM = "teacher/momentum"
+TEACHER_TEMPERATURE = "teacher/temperature"
+OPTIM_LR = "optim/lr"
+OPTIM_WEIGHT_DECAY = "optim/weight_decay"
+OPTIM_GRAD_NORM = "optim/grad_norm"
+IMAGES_PER_S = "throughput/images_per_s"
+DATA_WAIT = "throughput/data_wait"  # share of the time the worker waited for a batch, 0..1
+STEP_SECONDS = "throughput/step_seconds"
+FEATURE_STD = "health/feature_std"
+RANKME = "health/rankme"
+UNIFORMITY = "health/uniformity"
+KNN_TOP1 = "knn/top1"
+KNN_TOP5 = "knn/top5"
+PIXELS_TOP1 = "pixels/top1"  # the same k-NN on raw pixels, once at step 0
+
+LOSS_GROUP = "loss"
+SYSTEM_GROUP = "system"
+
+
+def evaluation_metric(evaluation: str, name: str) -> str:
+    """The metric name of what an evaluation returned: `evaluation_metric("knn", "top1") == KNN_TOP1`."""
+    return f"{evaluation}/{name}"
+
+
+class Run(Protocol):
+    """Where a run is recorded. No call waits for a network, none raises because a tracker is unreachable."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record the metrics of `step`. Raises ValueError for a name or a step that no tracker could hold."""
+        ...
+
+    def picture(self, name: str, image: "Image", step: int) -> None:
+        """Record a picture under `name` (as `attention`, or `pictures/attention`) at `step`."""
+        ...
+
+    def artifact(self, path: Path) -> None:
+        """Record a file. Raises FileNotFoundError if it is not there."""
+        ...
+
+    def close(self, status: Status) -> None:
+        """End the record; waits a bounded time for what is still on its way."""
+        ...

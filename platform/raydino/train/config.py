@@ -1,0 +1,44 @@
+"""Settings of the optimiser and of what happens how often."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from raydino.config import Config, Length
+from raydino.schedule import Schedule, cosine
+
+
+class OptimConfig(Config):
+    """AdamW with the published schedules."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate before scaling with the batch (see `method.learning_rate_batch`)."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the run, not scaled."""
+    warmup: Length = 0.1
+    """Linear warm-up from 0: steps (int) or share of the run (float)."""
+    weight_decay: Schedule = cosine(0.04, 0.4)
+    """Weight decay; biases and one-dimensional parameters have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    clip: Annotated[float, Field(ge=0)] = 3.0
+    """Largest gradient norm (see `method.clip`); 0 for no clipping."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning-rate factor per block below the last (DINOv2 short: 0.9)."""
+    patch_embed_lr: Annotated[float, Field(gt=0)] = 1.0
+    """Learning-rate factor of the patch embedding (DINOv2: 0.2)."""
+
+
+class Cadence(Config):
+    """How often a run logs, evaluates and saves. It does not change the result, so it is not part of the fingerprint."""
+
+    log: Annotated[int, Field(gt=0)] = 10
+    """Steps between log lines."""
+    evaluate: Length = 0.25
+    """Steps (int) or share of the run (float) between evaluations; 0 evaluates only before and after."""
+    checkpoint: Length = 0.25
+    """Steps (int) or share of the run (float) between checkpoints; the last step always saves one."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """Checkpoints to keep."""
+    pictures: bool = True
+    """Draw the crop sheet at the start and patch PCA and attention maps at every evaluation."""

@@ -1,0 +1,160 @@
+"""The contract between methods and data: a method says what it wants to see (`Views`), the data side delivers it (`Batch`).
+
+A method with other views needs no change in data/: it names its crop groups and, if it masks patches, how.
+Letters: V views of a group, B images of this rank (or micro-batch), P patches of a global crop, row-major.
+This file does not import torch, so that recipes and their `--help` need not wait for it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, model_validator
+
+from raydino.config import Config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Crops(Config):
+    """One group of random views of an image, all of one size. Tuples with one entry per view may hold a single entry for all."""
+
+    count: Annotated[int, Field(ge=0)]
+    """Views of this group per image."""
+    size: Positive
+    """Side of the square view, pixels."""
+    scale: tuple[float, float]
+    """Range of the crop's area as a share of the image's."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's aspect ratio, width / height (log-uniform)."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    jitter: Probability = 0.8
+    """Probability of colour jitter."""
+    brightness: float = 0.4
+    """Jitter: brightness factor in 1 ± this."""
+    contrast: float = 0.4
+    """Jitter: contrast factor in 1 ± this."""
+    saturation: float = 0.2
+    """Jitter: saturation factor in 1 ± this."""
+    hue: float = 0.1
+    """Jitter: hue shift within ± this share of the colour circle."""
+    gray: Probability = 0.2
+    """Probability of greyscale."""
+    blur: tuple[Probability, ...] = (0.5,)
+    """Probability of Gaussian blur, per view."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation, pixels."""
+    solarize: tuple[Probability, ...] = (0.0,)
+    """Probability of solarisation (threshold 128), per view."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name in ("scale", "ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must satisfy 0 < low <= high, not ({low}, {high})")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale is a share of the image's area, so at most 1, not {self.scale[1]}")
+        for name in ("blur", "solarize"):
+            given = len(getattr(self, name))
+            if given not in (1, self.count) and self.count:
+                raise ValueError(f"{name} has {given} entries for {self.count} views; give 1 or {self.count}")
+        return self
+
+    def of_view(self, name: str, view: int) -> float:
+        """The entry of a per-view tuple field (`blur` or `solarize`) for `view`."""
+        values = getattr(self, name)
+        return values[view if len(values) > 1 else 0]
+
+
+class Masks(Config):
+    """Block masks over the patches of global crops, as in DINOv2 (iBOT's blockwise masking with stratified ratios)."""
+
+    probability: Probability = 0.5
+    """Share of the global crops that are masked at all; exact in every batch."""
+    ratio: tuple[Probability, Probability] = (0.1, 0.5)
+    """Range of the share of masked patches; stratified over the masked crops of a batch."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio must be (low, high) with low <= high, not {self.ratio}")
+        return self
+
+
+class Views(Config):
+    """All a method asks to see of an image."""
+
+    crops: dict[str, Crops]
+    """Crop groups by name."""
+    masks: Masks | None = None
+    """Masks over the patches of group "global"; None for none."""
+    patch_size: Positive = 16
+    """Side of a patch, pixels; the mask grid of a global crop is size / patch_size squared."""
+
+    @property
+    def grid(self) -> int:
+        """Side of the patch grid of a global crop."""
+        return self.crops["global"].size // self.patch_size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method gets for one step on one rank, or one micro-batch of it."""
+
+    crops: "Mapping[str, Tensor]"
+    """By group: uint8 [V, B, 3, H, W] from the data side, float after `normalised`."""
+    masks: "Tensor | None"
+    """bool [V, B, P] over the global crops, True where the student does not see the patch."""
+    ids: tuple[bytes, ...]
+    """Content hash of each image, B entries, in slot order."""
+    step: int
+    """The step this batch belongs to (from 0)."""
+
+    @property
+    def images(self) -> int:
+        """B, the number of images."""
+        return len(self.ids)
+
+    def to(self, device: "torch.device") -> "Batch":
+        """The batch on another device."""
+        crops = {name: crop.to(device, non_blocking=True) for name, crop in self.crops.items()}
+        return replace(
+            self, crops=crops, masks=None if self.masks is None else self.masks.to(device, non_blocking=True)
+        )
+
+    def split(self, parts: int) -> "Iterator[Batch]":
+        """Micro-batches of equal size, in slot order. Raises ValueError if B is not a multiple of `parts`."""
+        if self.images % parts:
+            raise ValueError(f"a rank's batch of {self.images} images cannot be cut into {parts} equal micro-batches")
+        size = self.images // parts
+        for start in range(0, self.images, size):
+            part = slice(start, start + size)
+            yield Batch(
+                crops={name: crop[:, part] for name, crop in self.crops.items()},
+                masks=None if self.masks is None else self.masks[:, part],
+                ids=self.ids[part],
+                step=self.step,
+            )
+
+
+class Normalisation(Config):
+    """How uint8 pixels become the backbone's input: (x / 255 - mean) / std, per channel."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean per channel, on the 0..1 scale (default: ImageNet)."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel, on the 0..1 scale (default: ImageNet)."""
+
+    def __call__(self, pixels: "Tensor") -> "Tensor":
+        """uint8 [..., C, H, W] to float32 of the same shape, on the pixels' device."""
+        x = pixels.float()
+        mean = x.new_tensor(self.mean).view(-1, 1, 1) * 255.0
+        std = x.new_tensor(self.std).view(-1, 1, 1) * 255.0
+        return (x - mean) / std

@@ -1,0 +1,99 @@
+"""What all tests share: quiet libraries, one torch thread, the folder of real images, a small local Ray."""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    NO_ALBUMENTATIONS_UPDATE="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples every time and no deadline: a slow machine is no reason to fail.
+hypothesis.settings.register_profile("raydino", deadline=None, derandomize=True, max_examples=50, database=None)
+hypothesis.settings.load_profile("raydino")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # results do not depend on the machine's cores, and parallel runs do not fight for them
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real images (cifar10/, caltech101/, decode-edge-cases/, ...)."""
+    folder = Path(os.environ.get("RAYDINO_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} is not there (set RAYDINO_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with 2 CPUs, whose workers find raydino and import by path."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        logging_level="warning",
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def gloo(tmp_path: Path) -> Callable[[Callable[[int], Any], int], list[Any]]:
+    """Call a function of the rank in `world` real processes joined by gloo; returns what each returned, in rank order.
+
+    Fresh interpreters rather than forks, because this process may hold Ray's threads.
+    """
+    import cloudpickle
+    import torch
+
+    code = (
+        "import sys, cloudpickle, torch, torch.distributed as dist\n"
+        "rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]\n"
+        "torch.set_num_threads(1)\n"
+        "dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world)\n"
+        "result = cloudpickle.load(open(f'{folder}/function', 'rb'))(rank)\n"
+        "torch.save(result, f'{folder}/{rank}.pt')\n"
+        "dist.barrier(); dist.destroy_process_group()\n"
+    )
+
+    def run(function: Callable[[int], Any], world: int) -> list[Any]:
+        folder = tmp_path / f"gloo-{world}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
+        (folder / "function").write_bytes(cloudpickle.dumps(function))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+        command = [sys.executable, "-c", code]
+        processes = [
+            subprocess.Popen([*command, str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE)
+            for rank in range(world)
+        ]
+        errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+        assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return run

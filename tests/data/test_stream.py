@@ -1,0 +1,330 @@
+"""Batches of a rank: the order of the plan, the same pixels by every road, and what happens to images that cannot be decoded."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from raydino.config import ConfigError
+from raydino.data import stream
+from raydino.data.crops import Cropper
+from raydino.data.decode import decode
+from raydino.data.fetch import Fetch, TooManyBadImages, local_windows
+from raydino.data.masks import block_masks
+from raydino.data.plan import Plan, PlanError
+from raydino.data.stream import StreamError, batches, ray_windows
+from raydino.views import Crops, Masks, Views
+
+VIEWS = Views(
+    crops={
+        "global": Crops(count=2, size=16, scale=(0.3, 1), blur=(0.0, 0.9), solarize=(0, 0.2)),
+        "local": Crops(count=2, size=8, scale=(0.05, 0.3)),
+        "none": Crops(count=0, size=8, scale=(0.05, 0.3)),
+    },
+    masks=Masks(),
+    patch_size=4,
+)
+
+
+class Shelf:
+    """A collection in memory: PNG images in row groups, some of them broken."""
+
+    def __init__(self, row_groups, *, broken=()):
+        self.row_groups = tuple(row_groups)
+        self.images = [self._image(row, broken=row in set(broken)) for row in range(sum(row_groups))]
+        self.ids = [hashlib.sha256(image).digest()[:16] for image in self.images]
+
+    def _image(self, row, *, broken):
+        pixels = np.random.default_rng(row).integers(0, 256, (10 + row % 7, 12, 3), dtype=np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, format="PNG")
+        return b"no image %d" % row if broken else encoded.getvalue()
+
+    def read(self, group):
+        rows = range(sum(self.row_groups[:group]), sum(self.row_groups[: group + 1]))
+        return pa.table(
+            {
+                "id": pa.array([self.ids[row] for row in rows], type=pa.binary(16)),
+                "bytes": pa.array([self.images[row] for row in rows], type=pa.binary()),
+                "path": pa.array([f"{row}.png" for row in rows]),
+                "label": pa.array([row % 3 for row in rows], type=pa.int64()),
+            }
+        )
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import a test module
+
+GROUPS = [8, 5, 8, 8, 3, 8, 8, 8, 7, 8, 8, 8]
+
+
+def run(shelf, *, plan=None, seed=0, rank=0, world=1, start_step=0, steps=6, bad=None, max_bad=1.0, **options):
+    plan = plan or plan_of(shelf)
+    options = {"read": local_windows, "threads": 2, **options}
+    told = [] if bad is None else bad
+    return batches(
+        shelf,
+        plan,
+        VIEWS,
+        seed=seed,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+        steps=steps,
+        max_bad=max_bad,
+        on_bad=told.append,
+        **options,
+    )
+
+
+def plan_of(shelf, **changes):
+    return Plan(shelf.row_groups, **{"seed": 0, "global_batch": 16, "lanes": 4, "window": 12, **changes})
+
+
+def equal(one, other):
+    assert one.step == other.step and one.ids == other.ids
+    assert list(one.crops) == list(other.crops)
+    assert all(torch.equal(crop, other.crops[name]) for name, crop in one.crops.items())
+    assert torch.equal(one.masks, other.masks)
+
+
+def all_equal(some, others):
+    for one, other in zip(some, others, strict=True):
+        equal(one, other)
+
+
+def test_batches__are_the_plans_rows_cut_one_by_one():
+    """Against the slow version: look the row up, decode it, cut it, and stack."""
+    shelf = Shelf(GROUPS)
+    plan, cropper = plan_of(shelf), Cropper(VIEWS, seed=7)
+    for batch in run(shelf, seed=7, rank=1, world=2, start_step=3, steps=5):
+        rows = plan.rank_slots(batch.step, rank=1, world=2)
+        assert batch.ids == tuple(shelf.ids[row] for row in rows)
+        epoch = batch.step // plan.steps_per_epoch
+        for column, row in enumerate(rows):
+            expected = cropper(decode(shelf.images[row]), epoch=epoch, sample=shelf.ids[row])
+            for name, crop in batch.crops.items():
+                assert crop.dtype == torch.uint8 and crop.is_contiguous()
+                assert (crop[:, column].numpy() == expected[name]).all()
+        for place, lane in enumerate((1, 3)):
+            masks = block_masks(VIEWS.masks, grid=4, seed=7, step=batch.step, lane=lane, images=4, views=2)
+            assert (batch.masks[:, place::2].numpy() == masks).all()
+
+
+def test_batches__resume_gives_the_tail_of_the_run():
+    shelf = Shelf(GROUPS)
+    whole = list(run(shelf, steps=13))
+    for start in (1, 5, 6, 12):
+        all_equal(whole[start:], run(shelf, start_step=start, steps=13 - start))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_batches__same_images_and_pixels_for_any_world_size(world):
+    shelf = Shelf(GROUPS, broken=(3, 40))
+    for one, *ranks in zip(run(shelf), *[run(shelf, rank=r, world=world) for r in range(world)], strict=True):
+        for rank, part in enumerate(ranks):
+            assert part.ids == one.ids[rank::world]
+            assert all(torch.equal(part.crops[name], crop[:, rank::world]) for name, crop in one.crops.items())
+            assert torch.equal(part.masks, one.masks[:, rank::world])
+
+
+def test_batches__decode_in_cluster_gives_the_same_pixels():
+    shelf, at_worker, at_cluster = Shelf(GROUPS, broken=(1, 2, 50)), [], []
+    all_equal(run(shelf, steps=8, bad=at_worker), run(shelf, steps=8, decode_in="cluster", bad=at_cluster))
+    assert at_worker == at_cluster and {image.path for image in at_worker} == {"1.png", "2.png", "50.png"}
+
+
+def test_batches__without_masks():
+    shelf = Shelf(GROUPS)
+    views = VIEWS.override({"masks": None})
+    told = []
+    made = batches(
+        shelf, plan_of(shelf), views, seed=0, rank=0, world=1, start_step=0, steps=1, max_bad=0.0, on_bad=told.append,
+        read=local_windows,
+    )  # fmt: skip
+    assert [batch.masks for batch in made] == [None]
+
+
+def test_batches__bad_image_gives_way_to_the_next_of_its_window_and_is_told_once():
+    broken, told = (3, 4, 30), []
+    shelf, whole = Shelf(GROUPS, broken=broken), Shelf(GROUPS)
+    plan, steps = plan_of(shelf), 3 * plan_of(shelf).steps_per_epoch
+    substitutes = {}
+    for window in plan.windows(rank=0, world=1, start_step=0, steps=steps):
+        rows = plan.window_rows(window).tolist()
+        for place, row in enumerate(rows):
+            following = rows[place:] + rows[:place]
+            substitutes[window.epoch, row] = next(row for row in following if row not in broken)
+    for batch in run(shelf, steps=steps, bad=told):
+        rows, epoch = plan.slots(batch.step).tolist(), batch.step // plan.steps_per_epoch
+        assert batch.ids == tuple(whole.ids[substitutes[epoch, row]] for row in rows)
+    assert sorted(image.path for image in told) == ["3.png", "30.png", "4.png"]
+    assert all(image.reason and image.id == shelf.ids[int(image.path.removesuffix(".png"))] for image in told)
+    for image in told:
+        first = plan.slots(image.step)[image.slot]
+        assert first in broken
+
+
+def test_batches__too_many_bad_images():
+    shelf = Shelf(GROUPS, broken=range(0, 87, 4))
+    with pytest.raises(TooManyBadImages, match=r"of \d+ images cannot be decoded by step \d+, more than max_bad = 0.1"):
+        list(run(shelf, steps=40, max_bad=0.1))
+    assert len(list(run(shelf, steps=12, max_bad=0.3))) == 12
+
+
+def test_batches__window_without_any_good_image():
+    with pytest.raises(TooManyBadImages, match="none of the 12 images of a window"):
+        list(run(Shelf([12] * 4, broken=range(48))))
+
+
+@pytest.mark.parametrize("fault", ["swap", "drop", "twice"])
+def test_batches__windows_out_of_order_are_an_error(fault):
+    def read(fetch, requests):
+        tables = [fetch(request) for request in requests]
+        changed = {"swap": [tables[1], tables[0], *tables[2:]], "drop": tables[:-1], "twice": tables[:1] + tables}
+        yield from changed[fault]
+
+    with pytest.raises(StreamError, match=r"order of the plan|ended before"):
+        list(run(Shelf(GROUPS), read=read))
+
+
+def test_batches__windows_in_several_tables():
+    def read(fetch, requests):
+        for request in requests:
+            table = fetch(request)
+            yield from (table.slice(start, 5) for start in range(0, table.num_rows, 5))
+
+    all_equal(run(Shelf(GROUPS)), run(Shelf(GROUPS), read=read))
+
+
+def test_batches__storage_errors_surface_and_are_no_verdict():
+    class Broken(Shelf):
+        def read(self, group):
+            raise OSError("the bucket is gone")
+
+    told = []
+    with pytest.raises(OSError, match="the bucket is gone"):
+        list(run(Broken(GROUPS), bad=told))
+    assert told == []
+
+
+def test_batches__closing_early_ends_the_threads_and_the_reading():
+    reads = []
+
+    def read(fetch, requests):
+        for request in requests:
+            reads.append(request.window)
+            yield fetch(request)
+
+    before = threading.active_count()
+    made = run(Shelf(GROUPS), steps=100_000, read=read, prefetch=3)
+    next(made)
+    made.close()
+    assert threading.active_count() == before
+    assert len(reads) < 30  # bounded by what four batches and one window per lane need
+
+
+def test_batches__a_slow_consumer_does_not_make_it_read_on():
+    reads = []
+
+    def read(fetch, requests):
+        for request in requests:
+            reads.append(request.window)
+            yield fetch(request)
+
+    made = run(Shelf(GROUPS), steps=1000, read=read, prefetch=1)
+    next(made)
+    settled = -1
+    while settled != len(reads):
+        settled = len(reads)
+        time.sleep(0.2)
+    made.close()
+    assert settled < 20
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"world": 3}, PlanError, "3 workers cannot share lanes = 4"),
+        ({"threads": 0}, ConfigError, "threads = 0"),
+        ({"prefetch": 0}, ConfigError, "prefetch = 0"),
+        ({"max_bad": 1.5}, ConfigError, "max_bad = 1.5"),
+        ({"plan": Plan([8] * 8, seed=0, global_batch=16, lanes=4, window=12)}, ConfigError, "the plan orders 64 rows"),
+    ],
+)
+def test_batches__bad_arguments_raise_before_anything_starts(change, error, message):
+    with pytest.raises(error, match=message):
+        run(Shelf(GROUPS), **change)
+
+
+@pytest.mark.ray
+def test_ray_windows__same_batches_as_local(ray_cluster):
+    shelf, local, remote = Shelf(GROUPS, broken=(3, 4)), [], []
+    expected = list(run(shelf, rank=1, world=2, start_step=2, steps=10, bad=local))
+    made = run(shelf, rank=1, world=2, start_step=2, steps=10, bad=remote, read=ray_windows)
+    all_equal(expected, made)
+    assert local == remote
+
+
+@pytest.mark.ray
+def test_ray_windows__decode_in_cluster(ray_cluster):
+    shelf = Shelf(GROUPS, broken=(3, 4))
+    all_equal(run(shelf, steps=4), run(shelf, steps=4, read=ray_windows, decode_in="cluster"))
+
+
+@pytest.mark.ray
+def test_ray_windows__several_datasets_in_a_row(ray_cluster, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK", 7)
+    monkeypatch.setattr(stream, "START_BEFORE", 2)
+    shelf = Shelf(GROUPS)
+    all_equal(run(shelf, steps=12), run(shelf, steps=12, read=ray_windows))
+
+
+@pytest.mark.ray
+def test_ray_windows__error_in_a_task_surfaces(ray_cluster):
+    class Broken(Shelf):
+        def read(self, group):
+            raise OSError("the bucket is gone")
+
+    with pytest.raises(Exception, match="the bucket is gone"):
+        list(run(Broken(GROUPS), read=ray_windows))
+
+
+@pytest.mark.ray
+def test_ray_windows__closing_early_ends_threads_and_executor(ray_cluster):
+    made = run(Shelf(GROUPS), steps=3000, read=ray_windows)
+    next(made)
+    made.close()
+    names = [thread.name for thread in threading.enumerate() if thread.is_alive()]
+    assert not [name for name in names if name.startswith(("raydino", "StreamingExecutor"))]
+
+
+@pytest.mark.ray
+def test_ray_windows__windows_larger_than_the_store_share_still_arrive(ray_cluster, monkeypatch):
+    monkeypatch.setattr(stream, "STORE_BYTES", 1000)
+    shelf = Shelf(GROUPS)
+    all_equal(run(shelf, steps=4), run(shelf, steps=4, read=ray_windows))
+
+
+def test_fetch__gives_rows_in_the_order_asked_for():
+    shelf = Shelf([3, 4])
+    request = stream.Request(5, 0, np.array([1, 0]).tobytes(), np.array([6, 0, 3]).tobytes())
+    table = Fetch(shelf, None)(request)
+    assert table["path"].to_pylist() == ["2.png", "3.png", "6.png"]
+    assert table["window"].to_pylist() == [5, 5, 5] and table["place"].to_pylist() == [6, 0, 3]
+
+
+def test_fetch__needs_neither_torch_nor_albumentations():
+    """A Ray process that only reads should not spend seconds on importing them."""
+    code = "import sys, raydino.data.fetch; print(sorted({'torch', 'albumentations', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.strip() == "[]"

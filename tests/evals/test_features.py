@@ -1,0 +1,127 @@
+"""Features against one image at a time, and two real processes against one."""
+
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from torch import Tensor, nn
+
+from raydino.evals.evaluation import ImageSet
+from raydino.evals.features import extract
+from raydino.views import Normalisation
+
+NORMALISE = Normalisation()
+
+
+class Output(NamedTuple):
+    cls: Tensor
+
+
+class Encoder(nn.Module):
+    """Stands in for a backbone; counts its calls and remembers whether it was in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(3 * 8 * 8, 5)
+        self.drop = nn.Dropout(0.5)
+        self.modes: list[bool] = []
+
+    def forward(self, images: Tensor) -> Output:
+        self.modes.append(self.training or self.drop.training or torch.is_grad_enabled())
+        return Output(cls=self.drop(self.project(images.flatten(1))))
+
+
+class Rows:
+    """Stands in for a collection: noise images, some of them broken."""
+
+    row_groups = (4, 3, 6)
+
+    def __init__(self, *, broken: tuple[int, ...] = ()) -> None:
+        self.bytes = []
+        for i in range(13):
+            buffer = io.BytesIO()
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(buffer, "PNG")
+            self.bytes.append(b"broken" if i in broken else buffer.getvalue())
+
+    def read(self, group: int) -> pa.Table:
+        start = sum(self.row_groups[:group])
+        return pa.table({"bytes": self.bytes[start : start + self.row_groups[group]]})
+
+
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder()
+
+
+def image_set(*, broken: tuple[int, ...] = ()) -> ImageSet:
+    return ImageSet(Rows(broken=broken), np.arange(13), np.arange(13) * 10, size=8)  # type: ignore[arg-type]
+
+
+def one_by_one(*, broken: tuple[int, ...] = ()) -> tuple[Tensor, list[int]]:
+    network, features, labels = encoder().eval(), [], []
+    for i in range(13):
+        if i not in broken:
+            pixels, _ = next(image_set().chunks(np.array([i]), batch=1))
+            features.append(network(NORMALISE(pixels)).cls[0].detach())
+            labels.append(10 * i)
+    return torch.stack(features), labels
+
+
+@pytest.mark.parametrize("batch", [1, 5, 13, 64])
+def test_extract__equals_one_image_at_a_time(batch: int) -> None:
+    features, labels = extract(encoder(), image_set(broken=(2, 9)), NORMALISE, device="cpu", batch=batch)
+    expected, expected_labels = one_by_one(broken=(2, 9))
+    torch.testing.assert_close(features, expected)
+    assert labels.tolist() == expected_labels and features.dtype == torch.float32
+
+
+def test_extract__puts_every_mode_back_and_works_in_eval_without_gradient() -> None:
+    network = encoder().train()
+    network.drop.eval()
+    features, _ = extract(network, image_set(), NORMALISE, device="cpu")
+    assert network.training and network.project.training and not network.drop.training
+    assert network.modes == [False] and not features.requires_grad
+    (features * torch.ones(5, requires_grad=True)).sum().backward()  # an inference tensor would refuse
+
+
+def test_extract__mode_is_put_back_after_a_failure() -> None:
+    network = encoder().train()
+    network.project = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError):
+        extract(network, image_set(), NORMALISE, device="cpu")
+    assert network.training and network.drop.training
+
+
+def test_extract__nothing_decodable_is_an_error() -> None:
+    with pytest.raises(ValueError, match="none of 13 images"):
+        extract(encoder(), image_set(broken=tuple(range(13))), NORMALISE, device="cpu")
+
+
+def _rank(rank: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network = encoder()
+    features, labels = extract(network, image_set(broken=(1, 3, 5, 7)), NORMALISE, device="cpu", batch=2)
+    torch.save({"features": features, "labels": labels, "calls": len(network.modes)}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_extract__two_ranks_get_all_in_order_with_equal_numbers_of_passes(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    expected, expected_labels = one_by_one(broken=(1, 3, 5, 7))  # all of them images of rank 1
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for result in results:
+        torch.testing.assert_close(result["features"], expected)
+        assert result["labels"].tolist() == expected_labels
+    assert {result["calls"] for result in results} == {
+        4
+    }  # ceil(ceil(13 / 2) / 2), for rank 1 as well, which has images for 3

@@ -1,0 +1,148 @@
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raydino.config import ConfigError
+from raydino.launch import cluster as module
+from raydino.launch.cluster import ClusterConfig, divisors, start_ray, worker_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "clusters").glob("*.yaml")), ids=lambda p: p.name)
+def test_clusters__every_local_file_loads(file):
+    if "cluster_name" in file.read_text():
+        pytest.skip("a file of the Ray launcher, not of raydino")
+    config = ClusterConfig().from_yaml(file.read_text(), origin=file.name)
+    assert ClusterConfig().from_yaml(config.to_yaml()) == config
+
+
+def test_micro_batch__shares_come_out_even():
+    assert ClusterConfig(workers=4, accumulate=2).micro_batch(64) == 8
+    with pytest.raises(ConfigError) as error:
+        ClusterConfig(workers=3, accumulate=2).micro_batch(64)
+    assert all(word in str(error.value) for word in ("64", "cluster.workers = 3", "cluster.accumulate = 2", "66"))
+
+
+@pytest.mark.parametrize("number", [1, 12, 97, 1024])
+def test_divisors__against_their_product_pairs(number):
+    pairs = [(a, number // a) for a in range(1, math.isqrt(number) + 1) if number % a == 0]
+    assert divisors(number) == sorted({d for pair in pairs for d in pair})
+
+
+def test_use_gpu__auto_asks_the_cluster():
+    assert [ClusterConfig().use_gpu(n) for n in (0, 1, 8)] == [False, True, True]
+    assert not ClusterConfig(gpu=False).use_gpu(8)
+    assert ClusterConfig(gpu=True).use_gpu(0)
+
+
+def test_threads__shares_of_a_node():
+    auto, fixed = ClusterConfig(), ClusterConfig(threads=3, data_threads=5)
+    assert [auto.torch_threads(cores=c, workers_here=w) for c, w in ((2, 1), (2, 2), (2, 4), (64, 8))] == [2, 1, 1, 8]
+    assert [auto.decode_threads(cores=64, workers_here=8, use_gpu=g) for g in (True, False)] == [7, 4]
+    assert auto.decode_threads(cores=1, workers_here=4, use_gpu=True) == 1
+    assert fixed.torch_threads(cores=2, workers_here=2) == 3
+    assert fixed.decode_threads(cores=2, workers_here=2, use_gpu=False) == 5
+
+
+def test_precision_on__auto_never_takes_slow_bf16():
+    assert ClusterConfig().precision_on(native_bf16=False) == "fp32"
+    assert ClusterConfig().precision_on(native_bf16=True) == "bf16"
+    assert ClusterConfig(precision="bf16").precision_on(native_bf16=False) == "bf16"
+
+
+def test_tracker__is_beside_the_runs():
+    assert ClusterConfig(storage="/a/b").tracker() == "sqlite:////a/b/mlflow.db"
+    assert ClusterConfig(tracking_uri="http://host:5000").tracker() == "http://host:5000"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"workers": 0}, {"cpus_per_worker": 0}, {"precision": "fp16"}, {"address": " "}, {"storage": ""}, {"gpus": 1}],
+)
+def test_cluster_config__refuses(fields):
+    with pytest.raises(ConfigError):
+        ClusterConfig().override(fields)
+
+
+def test_is_local__never_inside_a_ray_job(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert ClusterConfig().is_local
+    assert not ClusterConfig(address="auto").is_local
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert not ClusterConfig().is_local
+
+
+def test_worker_environment__only_what_is_listed(monkeypatch):
+    monkeypatch.setenv("SOME_SECRET", "s3cret")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    passed = worker_environment(3)
+    assert "SOME_SECRET" not in passed
+    assert (passed["HF_HUB_OFFLINE"], passed["OMP_NUM_THREADS"]) == ("1", "3")
+    assert "OMP_NUM_THREADS" not in worker_environment(0)
+
+
+def test_start_ray__nobody_at_the_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        pytest.raises(ConfigError, match="nobody answers"),
+        start_ray(_joining(f"127.0.0.1:{port}")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:port", "ray://", "host:99999999"])
+def test_start_ray__address_that_is_none(address):
+    with pytest.raises(ConfigError, match=r"cluster\.address"), start_ray(_joining(address)):
+        pass
+
+
+def test_cannot_join__never_shows_the_token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc123secret")
+    text = module._cannot_join("auto", RuntimeError("401: bad token abc123secret"))
+    assert "abc123secret" not in text
+    assert "RAY_AUTH_TOKEN_PATH" in text
+    assert "versions of Python and Ray" in module._cannot_join("auto", RuntimeError("Version mismatch: Ray 2.9"))
+
+
+@pytest.mark.ray
+def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from raydino.launch.cluster import ClusterConfig, start_ray\n"
+        "import os\n"
+        "before = dict(os.environ)\n"
+        "with start_ray(ClusterConfig(workers=2, object_store_mb=100)):\n"
+        "    import ray\n"
+        "    @ray.remote\n"
+        "    def where():\n"
+        "        import os, raydino.recipe\n"
+        "        return raydino.recipe.__file__, os.environ['NO_ALBUMENTATIONS_UPDATE']\n"
+        "    print(*ray.get(where.remote()), ray.cluster_resources()['CPU'] >= 3)\n"
+        "    with start_ray(ClusterConfig()):\n"
+        "        pass\n"
+        "    print(ray.is_initialized())\n"
+        "print(ray.is_initialized(), {k for k in before if os.environ.get(k) != before[k]})\n"
+    )
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS", "NO_ALBUMENTATIONS_UPDATE")
+    }
+    command = [sys.executable, str(script), str(ROOT / "platform")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    path = ROOT / "platform" / "raydino" / "recipe.py"
+    assert done.stdout.splitlines() == [f"{path} 1 True", "True", "False set()"]
+    assert done.stderr.strip() == ""
+
+
+def _joining(address):
+    return ClusterConfig(address=address)

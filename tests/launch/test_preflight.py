@@ -1,0 +1,166 @@
+from dataclasses import replace
+
+import pytest
+
+from raydino.config import ConfigError
+from raydino.launch import preflight
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.preflight import Facts, Machine, check, plan_text, public_uri, this_machine, tokens_per_image
+from raydino.recipe import Recipe
+
+FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
+MACHINE = Machine(cpus=16, gpus=0, shared_memory=8 * 10**9, python=(3, 11), ray="2.60.0")
+
+
+@pytest.fixture(autouse=True)
+def _outside_a_ray_job(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def checked(tmp_path, *, recipe=None, cluster=None, facts=None, machine=None):
+    return check(
+        Recipe().override(recipe or {}),
+        ClusterConfig(storage=str(tmp_path)).override(cluster or {}),
+        facts=replace(FACTS, **(facts or {})),
+        machine=replace(MACHINE, **(machine or {})),
+    )
+
+
+def test_check__a_sound_run_has_nothing_to_say(tmp_path):
+    assert checked(tmp_path) == []
+    assert checked(tmp_path / "not" / "there" / "yet") == []
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cluster": {"workers": 3}}, ["cluster.workers = 3", "lanes = 8", "[1, 2, 4, 8]"]),
+        ({"cluster": {"accumulate": 48}}, ["global_batch = 64", "cluster.accumulate = 48"]),
+        (
+            {"recipe": {"global_batch": 8}, "cluster": {"workers": 8}},
+            ["global_batch = 8", "need 2", "16", "koleo_weight"],
+        ),
+        ({"recipe": {"global_batch": 16}, "cluster": {"workers": 4, "accumulate": 4}}, ["leaves 1 image", "32"]),
+        ({"facts": {"images": 63}}, ["data.path = builtin", "63", "64"]),
+        ({"cluster": {"workers": 8, "cpus_per_worker": 4.0}}, ["cluster.workers = 8", "need 32 CPUs", "has 16"]),
+        ({"cluster": {"workers": 2, "gpu": True}}, ["cluster.gpu = false"]),
+        ({"cluster": {"workers": 4}, "machine": {"gpus": 2}}, ["cluster.workers = 4", "this machine has 2"]),
+        ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),
+        ({"machine": {"ray": ""}}, ["Ray is not installed", "make setup"]),
+        ({"cluster": {"storage": "s3://bucket/runs"}}, ["cluster.storage = s3://bucket/runs", "mounted"]),
+        ({"facts": {"parameters": 10**15}}, ["cluster.storage", "two checkpoints need 3.2e+04 TB"]),
+    ],
+)
+def test_check__refuses_with_field_value_and_remedy(tmp_path, given, words):
+    with pytest.raises(ConfigError) as error:
+        checked(tmp_path, **given)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_check__all_faults_at_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        checked(tmp_path, cluster={"workers": 3}, facts={"images": 1}, machine={"ray": ""})
+    assert len(str(error.value).splitlines()) == 4  # lanes, batch, images, Ray
+
+
+def test_check__koleo_off_lets_one_image_through(tmp_path):
+    recipe = {"global_batch": 8, "method.koleo_weight": 0}
+    assert checked(tmp_path, recipe=recipe, cluster={"workers": 8}) == []
+
+
+def test_check__storage_that_is_a_file_or_not_writable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        checked(tmp_path, cluster={"storage": str(tmp_path / "file" / "runs")})
+    monkeypatch.setattr(
+        preflight.os, "access", lambda path, mode: False
+    )  # root may write anywhere, so no real folder will do
+    with pytest.raises(ConfigError, match="not writable"):
+        checked(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"machine": {"ray": "2.61.0"}}, "2.61.0"),
+        ({"cluster": {"address": "auto"}}, "cluster.tracking_uri"),
+        ({"machine": {"shared_memory": 64 * 2**20}}, "--shm-size"),
+        ({"cluster": {"gpu": False}, "machine": {"gpus": 1}}, "cluster.gpu = false"),
+        ({"facts": {"dropped": 600}}, "600 of 10,000"),
+        ({"recipe": {"optim.warmup": 0}}, "optim.warmup = 0"),
+    ],
+)
+def test_check__warns(tmp_path, given, word):
+    warnings = checked(tmp_path, **given)
+    assert len(warnings) == 1
+    assert word in warnings[0]
+
+
+def test_check__a_server_ends_the_tracker_warning_and_its_password_is_not_shown(tmp_path, monkeypatch):
+    cluster = {"address": "auto", "tracking_uri": "https://user:hunter2@host/path"}
+    assert checked(tmp_path, cluster=cluster) == []
+    text = plan_text(Recipe(), ClusterConfig().override(cluster), FACTS, warnings=[])
+    assert "hunter2" not in text
+    assert "https://host/path" in text
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "RAY_AUTH_MODE" in checked(tmp_path, cluster=cluster)[0]
+
+
+def test_check__another_cluster_is_not_measured_by_this_machine(tmp_path):
+    cluster = {"address": "auto", "workers": 8, "gpu": True, "cpus_per_worker": 64.0, "tracking_uri": "http://host"}
+    assert checked(tmp_path, cluster=cluster) == []
+
+
+def test_plan_text__numbers_worked_out_by_hand():
+    # 10,000 images, 16 dropped: 156 steps of 64 an epoch; 1000 steps = 6.41 epochs; 64,000 images at 32/s = 2000 s.
+    text = plan_text(Recipe(), ClusterConfig(workers=2, accumulate=4), FACTS, warnings=["mind the gap"])
+    for words in (
+        Recipe().id,
+        "10,000 from builtin, 10 classes",
+        "1,000 steps of 64 = 64,000 images = 6.41 epochs",
+        "156 steps, 16 images left over",
+        "2 workers x 4 micro-batches x 8 images, 8 lanes",
+        "100 steps = 10.0% of the run",
+        "0.000125 at its peak",  # 5e-4 * sqrt(64 / 1024)
+        "690 per image in the student, 394 in the teacher",  # 2 * 197 + 8 * 37 and 2 * 197
+        "33 min 20 s",
+        "warning  mind the gap",
+    ):
+        assert words in text, words
+
+
+def test_plan_text__leaves_out_what_is_unknown():
+    unknown = replace(FACTS, parameters=0, images_per_second=0.0, classes=0)
+    text = plan_text(Recipe(), ClusterConfig(), unknown, warnings=[])
+    assert "memory" not in text
+    assert "time " not in text
+    assert "no labels" in text
+
+
+def test_tokens_per_image__counted_patch_by_patch():
+    recipe = Recipe().override({"backbone.registers": 4, "backbone.patch_size": 8, "method.local_crops.count": 3})
+
+    def count(size):
+        return len([(y, x) for y in range(0, size, 8) for x in range(0, size, 8)]) + 1 + 4
+
+    assert tokens_per_image(recipe) == (2 * count(224) + 3 * count(96), 2 * count(224))
+
+
+def test_public_uri__drops_user_and_password():
+    assert public_uri("postgresql://u:p@ss@host:1/db") == "postgresql://host:1/db"
+    assert public_uri("sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
+
+
+def test_this_machine__agrees_with_the_interpreter(monkeypatch):
+    import os
+    import sys
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    machine = this_machine()
+    assert machine.gpus == 2
+    assert machine.python == sys.version_info[:2]
+    assert 1 <= machine.cpus <= os.cpu_count()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert this_machine().gpus == 0

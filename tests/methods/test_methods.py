@@ -1,0 +1,153 @@
+"""What each method adds of its own: what the networks see, what is masked, how the loss starts and that it falls."""
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig
+from raydino.nn.config import BackboneConfig, HeadConfig
+from raydino.views import Batch
+
+TINY = BackboneConfig(name="vit_tiny_patch16_224", patch_size=8, width=32, depth=2, heads=2, drop_path=0.1)
+SMALL = {
+    "global_crops.size": 32,
+    "local_crops": {"size": 16, "count": 2},
+    "head": {"prototypes": 64, "hidden": 32, "bottleneck": 16},
+}
+CONFIGS = {
+    "dino": DINOConfig().override(SMALL),
+    "dino_sinkhorn": DINOConfig(centering="sinkhorn_knopp").override(SMALL),
+    "dino_no_local": DINOConfig().override({**SMALL, "local_crops.count": 0}),
+    "dinov2": DINOv2Config().override(SMALL),
+    "dinov2_long": DINOv2Config(
+        centering="sinkhorn_knopp", ibot_head=HeadConfig(prototypes=48, hidden=32, bottleneck=16, train_gain=True)
+    ).override(SMALL),
+    "dinov2_no_ibot": DINOv2Config(ibot_weight=0.0).override(SMALL),
+    "dinov2_ibot_only": DINOv2Config(dino_weight=0.0, koleo_weight=0.0).override(SMALL),
+    "dinov2_no_local": DINOv2Config().override({**SMALL, "local_crops.count": 0}),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> MethodConfig:
+    """Every method in its published and switched-off forms."""
+    return CONFIGS[request.param]
+
+
+def _batch(config: MethodConfig, images: int = 4, step: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    masks = torch.zeros(2, images, 16, dtype=torch.bool)
+    masks[0, :, 3:8] = True
+    groups = {"global": config.global_crops, "local": config.local_crops}
+    crops = {
+        name: torch.randn(group.count, images, 3, group.size, group.size, generator=generator)
+        for name, group in groups.items()
+    }
+    return Batch(crops, masks, tuple(bytes([i]) * 16 for i in range(images)), step)
+
+
+def test_method__losses_are_finite_and_reach_every_trainable_student_parameter(config: MethodConfig):
+    method = config.build(TINY, steps=10)
+    output = method(_batch(config), 0)
+    sum(output.losses.values()).backward()
+    assert all(math.isfinite(value.item()) for value in [*output.losses.values(), *output.diagnostics.values()])
+    unreached = [n for n, p in method.student.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unreached
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+
+def test_method__teacher_starts_as_the_student_and_moves_only_after_the_step(config: MethodConfig):
+    method = config.build(TINY, steps=10)
+    student, teacher = method.student.state_dict(), method.teacher.state_dict()
+    assert all(torch.equal(student[name], teacher[name]) for name in teacher)
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in method.teacher.parameters()]
+    method(_batch(config), 0)
+    assert all(torch.equal(old, new) for old, new in zip(before, method.teacher.parameters(), strict=True))
+    method.after_step(0)
+    share = 1 - method.teacher_momentum(0)
+    for old, new in zip(before, method.teacher.parameters(), strict=True):
+        torch.testing.assert_close(new, old + share, rtol=1e-4, atol=1e-5)
+
+
+def test_method__state_round_trip_gives_the_same_losses(config: MethodConfig):
+    first, second = (config.build(TINY, steps=10) for _ in range(2))
+    first(_batch(config), 0)
+    first.after_step(0)
+    second.load_state_dict(first.state_dict())
+    outputs = []
+    for method in (first, second):
+        torch.manual_seed(3)
+        outputs.append(method(_batch(config, step=1), 1).losses)
+    assert outputs[0].keys() == outputs[1].keys()
+    assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
+
+
+def test_method__thirty_steps_towards_a_teacher_that_stands_still_lower_the_loss(config: MethodConfig):
+    """With a moving teacher the loss may rise (the targets sharpen); with a fixed one it must fall, or the gradient is wrong."""
+    torch.manual_seed(0)
+    method = config.build(TINY, steps=1000)
+    optimizer = torch.optim.AdamW([p for p in method.student.parameters() if p.requires_grad], lr=1e-3)
+    batch, totals = _batch(config, images=8), []
+    for _ in range(30):
+        total = sum(method(batch, 0).losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.9 * totals[0]
+
+
+def test_dino__first_loss_is_slightly_above_log_k_once_the_centre_has_settled():
+    config = DINOConfig(head=HeadConfig(prototypes=4096, hidden=64, bottleneck=256)).override(
+        {"global_crops.size": 32, "local_crops": {"size": 16, "count": 8}}
+    )
+    method = config.build(TINY, steps=1000)
+    method.teacher_momentum = lambda step: 1.0  # only the centre moves
+    for step in range(60):
+        losses = method(_batch(config, images=4, step=step), 0).losses
+        method.after_step(0)
+    # scores of a unit bottleneck have variance 1/256; at temperature 0.1 they add 100 / 512 to the student's log-partition
+    assert sum(losses.values()).item() == pytest.approx(math.log(4096) + 100 / 512, rel=0.01)
+
+
+def test_dinov2__teacher_sees_whole_crops_and_student_masked_ones():
+    config = CONFIGS["dinov2"]
+    method = config.build(TINY, steps=10)
+    seen: dict[str, list] = {"student": [], "teacher": []}
+    for name in seen:
+        getattr(method, name).backbone.register_forward_pre_hook(
+            lambda _module, arguments, name=name: seen[name].append(arguments[1] if len(arguments) > 1 else None)
+        )
+    batch = _batch(config)
+    method(batch, 0)
+    assert seen["teacher"] == [None]
+    assert torch.equal(seen["student"][0], batch.masks.flatten(0, 1))
+    assert seen["student"][1] is None  # local crops
+
+
+def test_dinov2__ibot_loss_at_start_is_half_log_k_because_half_the_crops_are_masked():
+    config = CONFIGS["dinov2"].override({"koleo_weight": 0.0, "head.prototypes": 512, "head.bottleneck": 128})
+    method = config.build(TINY, steps=1000)
+    method.teacher_momentum = lambda step: 1.0
+    for step in range(60):
+        losses = method(_batch(config, step=step), 0).losses
+        method.after_step(0)
+    assert losses["ibot"].item() == pytest.approx(0.5 * math.log(512), rel=0.12)
+
+
+def test_dinov2__separate_ibot_head_has_its_own_prototypes():
+    method = CONFIGS["dinov2_long"].build(TINY, steps=10)
+    assert method.student.ibot_head.prototypes.direction.shape == (48, 16)
+    assert method.student.head.prototypes.direction.shape == (64, 16)
+
+
+def test_method_config__refuses_what_cannot_be_trained():
+    with pytest.raises(ValidationError, match="both 0"):
+        DINOv2Config(dino_weight=0.0, ibot_weight=0.0)
+    with pytest.raises(ValidationError, match="exactly 2 global crops"):
+        DINOConfig(global_crops=DINOConfig().global_crops.override({"count": 3, "blur": (0.5,), "solarize": (0.0,)}))

@@ -1,0 +1,90 @@
+"""Target normalisers against the textbook iteration and closed forms."""
+
+import torch
+
+from raydino.nn.centering import SoftmaxCentering, sinkhorn_knopp
+
+
+def _textbook_sinkhorn(scores: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
+    q = torch.exp(scores.double() / temperature)
+    q /= q.sum()
+    samples, prototypes = q.shape
+    for _ in range(iterations):
+        q /= q.sum(dim=0, keepdim=True) * prototypes
+        q /= q.sum(dim=1, keepdim=True) * samples
+    return q * samples
+
+
+def test_sinkhorn_knopp__equals_the_textbook_iteration():
+    scores = 0.3 * torch.randn(24, 10)
+    torch.testing.assert_close(
+        sinkhorn_knopp(scores, temperature=0.05).double(), _textbook_sinkhorn(scores, 0.05, 3), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_sinkhorn_knopp__rows_sum_to_one_and_prototypes_share_alike():
+    targets = sinkhorn_knopp(0.3 * torch.randn(512, 16), temperature=0.1, iterations=50)
+    torch.testing.assert_close(targets.sum(1), torch.ones(512))
+    torch.testing.assert_close(targets.sum(0), torch.full((16,), 512 / 16), rtol=1e-3, atol=0)
+
+
+def test_sinkhorn_knopp__survives_scores_that_overflow_exp():
+    targets = sinkhorn_knopp(torch.tensor([[50.0, 0.0], [0.0, 50.0]]), temperature=0.04)
+    torch.testing.assert_close(targets, torch.eye(2))
+
+
+def test_sinkhorn_knopp__accepts_no_samples():
+    assert sinkhorn_knopp(torch.zeros(0, 8), temperature=0.1).shape == (0, 8)
+
+
+def test_softmax_centering__uses_the_centre_from_before_and_moves_it_after():
+    centering = SoftmaxCentering(4, momentum=0.9)
+    scores = torch.randn(6, 4)
+    torch.testing.assert_close(centering(scores, temperature=0.5), torch.softmax(scores / 0.5, -1))
+    assert centering.center.abs().sum() == 0
+    centering.update()
+    torch.testing.assert_close(centering.center, 0.1 * scores.mean(0))
+    torch.testing.assert_close(
+        centering(scores, temperature=0.5), torch.softmax((scores - 0.1 * scores.mean(0)) / 0.5, -1)
+    )
+
+
+def test_softmax_centering__two_micro_batches_count_as_one_batch():
+    whole, parts, scores = SoftmaxCentering(4, 0.9), SoftmaxCentering(4, 0.9), torch.randn(6, 4)
+    whole(scores, temperature=1.0)
+    whole.update()
+    parts(scores[:4], temperature=1.0)
+    parts(scores[4:], temperature=1.0)
+    parts.update()
+    torch.testing.assert_close(parts.center, whole.center)
+
+
+def test_softmax_centering__no_samples_leave_the_centre_alone():
+    centering = SoftmaxCentering(4, 0.9)
+    centering(torch.randn(3, 4), temperature=1.0)
+    centering.update()
+    before = centering.center.clone()
+    centering(torch.zeros(0, 4), temperature=1.0)
+    centering.update()
+    torch.testing.assert_close(centering.center, before, rtol=0, atol=0)
+
+
+def _on_ranks(rank: int) -> dict[str, torch.Tensor]:
+    from raydino import collectives
+
+    world = collectives.world_size()
+    # rank 0 holds 3 samples and rank 1 holds 9, as happens with masked patches
+    scores = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    mine = scores if world == 1 else (scores[:3] if rank == 0 else scores[3:])
+    centering = SoftmaxCentering(5, momentum=0.5)
+    centering(mine, temperature=1.0)
+    centering.update()
+    targets = sinkhorn_knopp(0.2 * mine, temperature=0.1)
+    return {"center": centering.center, "targets": collectives.gather_rows(targets)}
+
+
+def test_centering__does_not_depend_on_the_number_of_workers(gloo):
+    one, two = gloo(_on_ranks, 1)[0], gloo(_on_ranks, 2)
+    for name in one:
+        for rank in two:
+            torch.testing.assert_close(rank[name], one[name])

@@ -1,0 +1,79 @@
+import pytest
+
+from raydino.config import ConfigError
+from raydino.methods.config import DINOConfig, DINOv2Config
+from raydino.recipe import Recipe
+
+
+def test_id__name_and_cadence_do_not_make_another_experiment():
+    recipe = Recipe()
+    same = recipe.override({"name": "other", "cadence.log": 1, "cadence.keep": 9})
+    assert same.id.rpartition("-")[2] == recipe.id.rpartition("-")[2]
+    assert same.id.startswith("other-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"steps": 999},
+        {"lanes": 4},
+        {"global_batch": 128},
+        {"method.koleo_weight": 0.2},
+        {"method.global_crops.flip": 0.4},
+        {"evals.knn.k": 10},
+        {"data.path": "elsewhere"},
+        {"optim.betas": (0.9, 0.95)},
+        {"backbone.registers": 4},
+    ],
+)
+def test_id__everything_else_does(change):
+    assert Recipe().override(change).id != Recipe().id
+
+
+def test_learning_rate__published_scalings():
+    at_1024 = {"global_batch": 1024, "optim.lr": 0.004}
+    assert Recipe().override(at_1024).learning_rate == pytest.approx(0.004)  # DINOv2: lr at a batch of 1024
+    assert Recipe(method=DINOv2Config()).override({**at_1024, "global_batch": 4096}).learning_rate == pytest.approx(
+        0.008
+    )
+    assert Recipe(method=DINOConfig()).override(at_1024).learning_rate == pytest.approx(0.016)  # DINO: lr at 256
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"global_batch": 60}, ["global_batch = 60", "lanes = 8", "64"]),
+        ({"method.local_crops.size": 100}, ["method.local_crops.size = 100", "patch_size = 16", "96"]),
+        ({"method.global_crops.size": 8}, ["method.global_crops.size = 8", "use 16"]),
+        ({"optim.warmup": 1000}, ["optim.warmup = 1000", "1000 steps"]),
+        ({"method.freeze_last_layer": 1.0}, ["freeze_last_layer = 1.0"]),
+        ({"name": "../x"}, ["name", "../x"]),
+        ({"name": "x" * 300}, ["name"]),
+        ({"steps": 0}, ["steps"]),
+        ({"optim.lr": -1e-3}, ["optim.lr", "-0.001"]),
+        ({"optim.lr": float("inf")}, ["optim.lr"]),
+        ({"method.student_temperature": 0}, ["student_temperature"]),
+        ({"method.dino_weight": 0, "method.ibot_weight": 0}, ["dino_weight"]),
+        ({"cadence.keep": 1}, ["cadence.keep"]),
+    ],
+)
+def test_recipe__refuses_and_says_why(change, words):
+    with pytest.raises(ConfigError) as error:
+        Recipe().override(change)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_recipe__no_local_crops_need_no_fitting_size():
+    assert Recipe().override({"method.local_crops": {"count": 0, "size": 100}}).method.local_crops.count == 0
+
+
+def test_recipe__one_step_run_is_allowed():
+    assert Recipe(steps=1).steps == 1
+
+
+@pytest.mark.parametrize("method", ["teacher_momentum", "teacher_temperature"])
+def test_recipe__schedules_beyond_their_meaning_are_refused(method):
+    bad = {"teacher_momentum": {"start": 1.5, "end": 1.5}, "teacher_temperature": {"start": 0.0, "end": 0.0}}[method]
+    with pytest.raises(ConfigError, match=method):
+        Recipe().override({f"method.{method}": bad})

@@ -1,0 +1,174 @@
+"""The loop: resumed equals undisturbed bit for bit, several ranks equal one, nothing moves on a bad step."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raydino import collectives
+from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig
+from raydino.nn.config import BackboneConfig
+from raydino.schedule import constant
+from raydino.train import checkpoint as cp
+from raydino.train.config import OptimConfig
+from raydino.train.optim import build_optimizer
+from raydino.train.parallel import replicate
+from raydino.train.steps import Loop, NonFiniteError, training_steps
+from raydino.views import Batch, Normalisation
+
+STEPS, IMAGES = 8, 8
+SMALL = {
+    "global_crops.size": 32,
+    "local_crops": {"size": 16, "count": 2},
+    "head": {"prototypes": 64, "hidden": 32, "bottleneck": 16},
+}
+
+
+def make_loop(config: MethodConfig, *, drop_path: float = 0.2, accumulate: int = 1) -> Loop:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224", patch_size=8, width=32, depth=2, heads=2, drop_path=drop_path
+    )
+    method = config.override(SMALL).build(backbone, steps=STEPS)
+    optim = OptimConfig(lr=1e-3, warmup=2, weight_decay=constant(0.04))
+    return Loop(
+        method=method,
+        module=replicate(method, torch.device("cpu")),
+        optimizer=build_optimizer(method.student, optim),
+        optim=optim,
+        peak_lr=1e-3,
+        seed=5,
+        steps=STEPS,
+        device=torch.device("cpu"),
+        normalise=Normalisation(),
+        accumulate=accumulate,
+    )
+
+
+def make_batches(start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    for step in range(start, STEPS):
+        generator = torch.Generator().manual_seed(step)
+        crops = {
+            "global": torch.randint(0, 256, (2, IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8),
+            "local": torch.randint(0, 256, (2, IMAGES, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        }
+        masks = torch.zeros(2, IMAGES, 16, dtype=torch.bool)
+        masks[0, :, 2:7] = True
+        mine = slice(rank, None, world)
+        ids = tuple(bytes([i]) * 16 for i in range(IMAGES))[mine]
+        yield Batch({k: v[:, mine] for k, v in crops.items()}, masks[:, mine], ids, step)
+
+
+def losses_of(loop: Loop, batches: Iterator[Batch]) -> list[float]:
+    return [float(report.metrics["loss/total"]) for report in training_steps(loop, batches)]
+
+
+def state_of(loop: Loop) -> dict[str, torch.Tensor]:
+    tensors = {**loop.method.state_dict(), **cp.optimizer_tensors(loop.optimizer)}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("config", [DINOConfig(), DINOv2Config(), DINOv2Config(centering="sinkhorn_knopp")], ids=str)
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_training_steps__resumed_repeats_the_undisturbed_run_bit_for_bit(config: MethodConfig, stop: int, tmp_path):
+    whole = make_loop(config)
+    expected = losses_of(whole, make_batches())
+    first = make_loop(config)
+    reports = training_steps(first, make_batches())
+    for _ in range(stop):
+        next(reports)
+    state = cp.Checkpoint(stop, first.method.state_dict(), cp.optimizer_tensors(first.optimizer), {})
+    cp.save(tmp_path, state, keep=2)
+    resumed = make_loop(config)
+    saved = cp.load_newest(tmp_path)
+    resumed.method.load_state_dict(saved.model)
+    cp.load_optimizer(resumed.optimizer, saved.optimizer)
+    assert losses_of(resumed, make_batches(stop)) == expected[stop:]
+    after, undisturbed = state_of(resumed), state_of(whole)
+    assert after.keys() == undisturbed.keys()
+    assert all(torch.equal(after[name], undisturbed[name]) for name in undisturbed)
+
+
+def _two_ranks(rank: int) -> tuple[list[float], torch.Tensor]:
+    config = DINOv2Config(
+        koleo_weight=0.0
+    )  # KoLeo looks for neighbours within a rank, so it alone depends on their number
+    loop = make_loop(config, drop_path=0.0)
+    losses = [
+        float(collectives.all_mean(report.metrics["loss/total"]))
+        for report in training_steps(loop, make_batches(rank=rank, world=collectives.world_size()))
+    ]
+    return losses, loop.method.teacher.head.prototypes.direction.detach().clone()
+
+
+def test_training_steps__two_ranks_train_what_one_does(gloo):
+    (one, weights), (two, both) = gloo(_two_ranks, 1)[0], gloo(_two_ranks, 2)[0]
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=2e-4, atol=0)
+    torch.testing.assert_close(both, weights, rtol=2e-3, atol=2e-4)
+
+
+def test_training_steps__micro_batches_train_what_one_batch_does():
+    config = DINOv2Config(koleo_weight=0.0)
+    one, four = make_loop(config, drop_path=0.0), make_loop(config, drop_path=0.0, accumulate=4)
+    torch.testing.assert_close(
+        torch.tensor(losses_of(four, make_batches())), torch.tensor(losses_of(one, make_batches())), rtol=2e-4, atol=0
+    )
+
+
+def test_training_steps__a_batch_that_does_not_split_names_both_numbers():
+    with pytest.raises(ValueError, match="8 images cannot be cut into 3"):
+        losses_of(make_loop(DINOConfig(), accumulate=3), make_batches())
+
+
+@pytest.mark.parametrize("poison", ["weight", "gradient"])
+def test_training_steps__nothing_moves_when_a_step_is_not_finite(poison: str):
+    loop = make_loop(DINOv2Config())
+    reports = training_steps(loop, make_batches())
+    next(reports)
+    if poison == "gradient":
+        loop.method.student.head.mlp[0].weight.register_hook(lambda gradient: gradient * math.nan)
+        before = state_of(loop)
+    else:
+        before = state_of(loop)
+        loop = replace(loop, normalise=lambda pixels: pixels.float() * math.inf)
+        reports = training_steps(loop, make_batches(1))
+    with pytest.raises(NonFiniteError, match="step 1: .* nothing was updated"):
+        next(reports)
+    after = state_of(loop)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def _poisoned_on_rank_one(rank: int) -> str:
+    loop = make_loop(DINOConfig())
+    if rank == 1:
+        loop = replace(loop, normalise=lambda pixels: pixels.float() * math.nan)
+    try:
+        losses_of(loop, make_batches(rank=rank, world=2))
+    except NonFiniteError as error:
+        return str(error)
+    return ""
+
+
+def test_training_steps__all_ranks_stop_for_one(gloo):
+    messages = gloo(_poisoned_on_rank_one, 2)
+    assert all("step 0" in message for message in messages)
+
+
+def test_training_steps__prototypes_stand_still_while_frozen():
+    loop = make_loop(DINOConfig(freeze_last_layer=3))
+    prototypes = loop.method.student.head.prototypes.direction
+    start, moved = prototypes.detach().clone(), []
+    for _ in training_steps(loop, make_batches()):
+        moved.append(not torch.equal(prototypes, start))
+    assert moved == [False] * 3 + [True] * (STEPS - 3)
+
+
+def test_training_steps__reports_schedules_and_images():
+    reports = list(training_steps(make_loop(DINOv2Config()), make_batches()))
+    assert [r.step for r in reports] == list(range(STEPS))
+    assert [r.metrics["optim/lr"] for r in reports[:3]] == [0.0, 1e-3, 1e-3]
+    assert all(r.images == IMAGES and 0 <= r.waited <= r.seconds for r in reports)
+    assert reports[0].metrics["teacher/temperature"] == pytest.approx(0.04)
