@@ -32,7 +32,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(READY) ## train DINOv2 on built-in images, from curation to k-NN, under 5 minutes on 2 cores
-	@$(BIN)/python recipes/demo.py
+	@$(BIN)/python recipes/dinov2.py --name demo
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest -q

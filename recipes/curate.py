@@ -11,6 +11,9 @@ Hardware: any; limited by decoding, about 300 to 600 photos of 500 × 375 a seco
 import argparse
 import json
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # this checkout, also inside a Ray job
 
 from raydino.config import ConfigError
 

@@ -10,6 +10,11 @@
 Measured scores stand beside each preset; the way to the loss is main -> train_worker -> training_steps -> DINOv2.forward.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # this checkout, also inside a Ray job
+
 from raydino.data.config import DataConfig
 from raydino.evals.config import KNNConfig
 from raydino.launch.driver import main
@@ -23,19 +28,19 @@ from raydino.views import Crops
 # Two CPU cores, generated textures: shows in minutes that everything works and that it learns.
 LAPTOP = Recipe(
     name="dinov2-laptop",
-    steps=160,
+    steps=180,
     global_batch=64,
-    backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, width=128, depth=4, heads=2),
+    backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, width=192, depth=3, heads=3),
     method=DINOv2Config(
-        global_crops=Crops(count=2, size=32, scale=(0.4, 1.0), blur=(0.0, 0.5), solarize=(0.0, 0.2)),
-        local_crops=Crops(count=2, size=16, scale=(0.1, 0.4), blur=(0.5,)),
+        global_crops=Crops(count=2, size=24, scale=(0.4, 1.0), blur=(0.0, 0.5), solarize=(0.0, 0.2)),
+        local_crops=Crops(count=2, size=12, scale=(0.1, 0.4), blur=(0.5,)),
         head=HeadConfig(prototypes=256, hidden=256, bottleneck=64, train_gain=True),
         teacher_temperature=constant(0.04),
-        teacher_momentum=cosine(0.99, 0.996),
+        teacher_momentum=cosine(0.98, 0.992),
         freeze_last_layer=0,
     ),
-    optim=OptimConfig(lr=2e-3, warmup=0.15, weight_decay=constant(0.04), betas=(0.9, 0.95)),
-    evals={"knn": KNNConfig(k=10, bank=4096, queries=1000)},
+    optim=OptimConfig(lr=2.8e-3, warmup=0.1, weight_decay=constant(0.04), betas=(0.9, 0.95)),
+    evals={"knn": KNNConfig(bank=2048, queries=1024)},
     cadence=Cadence(log=10, evaluate=0.5, checkpoint=0.5),
 )
 

@@ -48,26 +48,26 @@ def test_builtin_images__raw_pixels_say_something_but_little() -> None:
     labels = np.array([CLASSES.index(str(image.class_name)) for image in images])
     similar = pixels[1000:] @ pixels[:1000].T
     nearest = np.argsort(-similar, axis=1)[:, :20]
-    votes = np.zeros((200, 10))
+    votes = np.zeros((200, len(CLASSES)))
     for row in range(200):
         for column in nearest[row]:
             votes[row, labels[column]] += np.exp(similar[row, column] / 0.07)
     accuracy = (votes.argmax(axis=1) == labels[1000:]).mean()
-    assert 0.25 < accuracy < 0.55
+    assert 0.25 < accuracy < 0.65  # about half: chance is 0.125, and what is learned must show
 
 
 def test_write_builtin__faults_are_found_and_images_all_kept(tmp_path: Path) -> None:
-    manifest = write_builtin(str(tmp_path / "out"), train=300, test=40, seed=1)
+    manifest = write_builtin(str(tmp_path / "out"), train=320, test=40, seed=1)
     validate, deduplicate = manifest.stages
     assert validate.by_reason == {"empty": 1, "not an image": 1, "truncated": 1}
     assert deduplicate.by_reason == {"duplicate": 8}
     assert manifest.classes == CLASSES
-    for split, count in (("train", 300), ("test", 40)):
+    for split, count in (("train", 320), ("test", 40)):
         collection = open_collection(str(tmp_path / "out"), split=split)
         assert len(collection) == count
-        assert np.bincount(collection.labels()).tolist() == [count // 10] * 10
+        assert np.bincount(collection.labels()).tolist() == [count // len(CLASSES)] * len(CLASSES)
     rows = pq.read_table(tmp_path / "out" / "decisions.parquet").to_pylist()
-    assert len(rows) == 300 + 40 + 8 + 3
+    assert len(rows) == 320 + 40 + 8 + 3
     assert all(row["kept"] for row in rows if row["path"].startswith(("train/", "test/")))
 
 

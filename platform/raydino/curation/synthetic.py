@@ -1,9 +1,9 @@
-"""The built-in images: ten classes of procedural textures, with the faults of real collections planted among them.
+"""The built-in images: eight classes of procedural textures, with the faults of real collections planted among them.
 
 They let anyone see the whole platform work without a download. Grey on purpose: with random colours the colour alone
 tells images apart, a network learns that shortcut, and the classes stay at chance. Orientation, frequency, phase,
 contrast and its sign vary within a class, so that pixels alone say little about it: a weighted k-NN on raw pixels is
-right on about two in five, and what is learned shows. Every image is a pure function of (seed, split, number).
+right on about half, and what is learned shows. Every image is a pure function of (seed, split, number).
 """
 
 import io
@@ -20,10 +20,13 @@ from raydino.keyed import generator
 from raydino.shards.manifest import Manifest
 
 SIDE = 48  # pixels; global crops of 32 and local ones of 16 leave room to move
-CLASSES = ("stripes", "checker", "dots", "rings", "bars", "waves", "blocks", "noise", "star", "grid")
+CLASSES = ("stripes", "checker", "dots", "rings", "bars", "blocks", "star", "grid")
 DUPLICATES = 8
 BROKEN = 0.01  # share of the training images that is added as broken files
-NOISE = (8.0, 32.0)  # range of the additive noise's standard deviation, grey levels
+GREY = (112.0, 144.0)  # range of an image's mean, grey levels; wider, and brightness alone would tell images apart
+CONTRAST = (30.0, 55.0)  # range of the pattern's standard deviation, grey levels; its sign is random
+NOISE = (2.0, 12.0)  # range of the additive noise's standard deviation, grey levels
+FREQUENCY = (3.0, 5.0)  # periods per half side
 _X, _Y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
 _HTML = b"<!DOCTYPE html><html><body><h1>403 Forbidden</h1></body></html>\n"
 
@@ -48,7 +51,7 @@ def texture(name: str, *key: int | str) -> np.ndarray:
     v = -np.sin(angle) * _X + np.cos(angle) * _Y + rng.uniform(-0.8, 0.8)
     values = _FIELDS[name](rng, u, v)
     values = (values - values.mean()) / (values.std() + 1e-6)
-    grey = rng.uniform(96, 160) + rng.choice([-1.0, 1.0]) * rng.uniform(25, 55) * values
+    grey = rng.uniform(*GREY) + rng.choice([-1.0, 1.0]) * rng.uniform(*CONTRAST) * values
     grey += rng.normal(0, rng.uniform(*NOISE), grey.shape)
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
@@ -95,7 +98,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _frequency(rng: np.random.Generator) -> float:
     """Periods per half side; the range overlaps between all classes, so that it says nothing about them."""
-    return float(rng.uniform(2.0, 5.0))
+    return float(rng.uniform(*FREQUENCY))
 
 
 def _stripes(rng: np.random.Generator, u: np.ndarray, _: np.ndarray) -> np.ndarray:
@@ -122,21 +125,10 @@ def _bars(rng: np.random.Generator, u: np.ndarray, _: np.ndarray) -> np.ndarray:
     return rng.choice([-1.0, 0.0, 1.0], size=21)[np.searchsorted(edges, u)]
 
 
-def _waves(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    f = np.pi * _frequency(rng)
-    return np.sin(f * (u + 0.25 * np.sin(rng.uniform(3, 6) * v)))
-
-
 def _blocks(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    f = _frequency(rng) / 2
+    f = _frequency(rng) * 0.7  # several to a crop, or it passes for a star
     levels = rng.normal(size=(16, 16))
     return levels[np.floor(f * u).astype(int) % 16, np.floor(f * v).astype(int) % 16]
-
-
-def _noise(rng: np.random.Generator, *_: np.ndarray) -> np.ndarray:
-    side = int(rng.integers(8, 25))
-    coarse = Image.fromarray(rng.normal(size=(side, side)).astype(np.float32))
-    return np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
 def _star(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -154,9 +146,7 @@ _FIELDS: dict[str, Field] = {
     "dots": _dots,
     "rings": _rings,
     "bars": _bars,
-    "waves": _waves,
     "blocks": _blocks,
-    "noise": _noise,
     "star": _star,
     "grid": _grid,
 }

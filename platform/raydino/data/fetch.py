@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from raydino.data.decode import Undecodable, decode
+from raydino.shards.reader import Collection
 
 if TYPE_CHECKING:
     from raydino.data.crops import Cropper, Pixels
@@ -31,19 +32,6 @@ BAD_TYPE = pa.list_(pa.struct([("id", pa.binary()), ("path", pa.string()), ("rea
 
 class TooManyBadImages(RuntimeError):
     """More images cannot be decoded than the run accepts."""
-
-
-class Collection(Protocol):
-    """Stored images, picklable."""
-
-    @property
-    def row_groups(self) -> tuple[int, ...]:
-        """Rows of each row group."""
-        ...
-
-    def read(self, group: int) -> pa.Table:
-        """Columns id (16-byte binary), bytes (binary) and path (string) at least, in storage order."""
-        ...
 
 
 @dataclass(frozen=True)

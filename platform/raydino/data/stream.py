@@ -32,7 +32,6 @@ from raydino.data.fetch import (
     Ahead,
     Bad,
     BadImage,
-    Collection,
     Fetch,
     Read,
     Request,
@@ -43,6 +42,7 @@ from raydino.data.fetch import (
 )
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, Window
+from raydino.shards.reader import Collection
 from raydino.views import Batch, Views
 
 CHUNK = 512  # windows per Ray dataset: minutes of work against a second of start-up

@@ -43,7 +43,8 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
 
     Several workers on one CPU share its cores, so only GPUs multiply.
     """
-    loop = build_loop(recipe, cluster)
+    on_gpu = cluster.use_gpu(torch.cuda.device_count())
+    loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
     images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
     views = recipe.method.views(recipe.backbone.patch_size)
     crops = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ray.train.torch import get_device
 from torch import Tensor
 
 from raydino import collectives
@@ -81,7 +82,7 @@ def train_worker(job: Job) -> None:
 def _train(job: Job) -> None:
     recipe, rank = job.recipe, collectives.rank()
     inputs = open_inputs(recipe, job.data_path)
-    loop = build_loop(recipe, job.cluster)
+    loop = build_loop(recipe, job.cluster, get_device())
     start = _restore(job, loop)
     record = _Record(job, rank)
     judge = _Judge(job, inputs, loop, record)
@@ -102,7 +103,8 @@ def _train(job: Job) -> None:
     )
     with closing(stream):
         if start == 0:
-            judge.evaluate(0)
+            with record.rate.paused():
+                judge.evaluate(0)
         done = start
         for report in training_steps(loop, _with_crop_sheet(stream, judge, start)):
             done = report.step + 1
@@ -118,14 +120,10 @@ def _train(job: Job) -> None:
     record.close("FINISHED" if done == recipe.steps else "KILLED")
 
 
-def build_loop(recipe: Recipe, cluster: ClusterConfig) -> Loop:
-    """The model as this rank trains it: the same weights on every rank, from the recipe's seed."""
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if cluster.use_gpu(torch.cuda.device_count())
-        else torch.device("cpu")
-    )
+def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
+    """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed."""
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what autocast leaves in float32
     else:
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))

@@ -101,10 +101,12 @@ class Outbox:
         self._step = step
         self._wake.set()
 
-    def picture(self, name: str, image: "Image", step: int) -> None:
-        """Write the picture beside the spool and send it when the server is there."""
-        self._files.append((name, self._spool.picture(name, image, step), step))
+    def picture(self, name: str, image: "Image", step: int) -> Path:
+        """Write the picture beside the spool and send it when the server is there; returns its file."""
+        path = self._spool.picture(name, image, step)
+        self._files.append((name, path, step))
         self._wake.set()
+        return path
 
     def artifact(self, path: Path) -> None:
         """Send a file, which must stay where it is. Raises FileNotFoundError if it is not there."""

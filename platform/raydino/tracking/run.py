@@ -52,8 +52,8 @@ class Run(Protocol):
         """Record the metrics of `step`. Raises ValueError for a name or a step that no tracker could hold."""
         ...
 
-    def picture(self, name: str, image: "Image", step: int) -> None:
-        """Record a picture under `name` (as `attention`, or `pictures/attention`) at `step`."""
+    def picture(self, name: str, image: "Image", step: int) -> Path:
+        """Record a picture under `name` (as `attention`, or `pictures/attention`) at `step`; returns its file."""
         ...
 
     def artifact(self, path: Path) -> None:

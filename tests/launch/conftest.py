@@ -1,0 +1,72 @@
+"""A run small enough for tests: 240 images of 48 pixels, a ViT of 30 thousand weights, 12 steps."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raydino.curation.synthetic import write_builtin
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+steps: 12
+global_batch: 16
+lanes: 4
+data: {window: 32}
+backbone: {patch_size: 8, width: 32, depth: 2, heads: 2, drop_path: 0.1}
+method:
+  global_crops: {size: 32}
+  local_crops: {size: 16, count: 2}
+  head: {prototypes: 64, hidden: 32, bottleneck: 16}
+evals: {knn: {k: 5, bank: 100, queries: 40}}
+cadence: {log: 1, evaluate: 0.5, checkpoint: 3, pictures: false}
+"""
+
+
+@pytest.fixture(scope="session")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A curated folder of 240 training and 60 test images, with planted faults."""
+    folder = tmp_path_factory.mktemp("images") / "curated"
+    write_builtin(str(folder), train=240, test=60)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A recipe file for `--config`."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def recipe(tiny: Path, small_images: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start recipes/dinov2.py on the tiny run as a user would; further flags are the arguments."""
+
+    def start(*flags: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            str(ROOT / "recipes" / "dinov2.py"),
+            "--config",
+            str(tiny),
+            "--data",
+            str(small_images),
+        ]
+        # fixed threads, because sums in another order differ in their last bits
+        command += ["--cluster.storage", str(tmp_path / "runs"), "--cluster.threads", "1", *flags]
+        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that a test can kill the run with everything it started
+        )
+
+    return start

@@ -1,0 +1,103 @@
+"""`ray job submit` against a real head node with token authentication, as the README says it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports outside 10002 to 19999, which Ray keeps for its workers."""
+    found: list[int] = []
+    for port in range(21000 + os.getpid() % 4000, 32000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A head node that asks for a token; yields the environment of somebody who has it. Ended by its process group alone."""
+    folder = tmp_path_factory.mktemp("head")
+    token = folder / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    port, dashboard, client = _free_ports(3)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS") and k != "PYTHONPATH"}
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += ["--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", "--object-store-memory=300000000"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(dashboard, process, folder / "log")
+        yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.5)
+    raise TimeoutError(log.read_text())
+
+
+def _submit(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", "."]
+    return subprocess.run(
+        [*command, "--", "python", "recipes/dinov2.py", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_job__trains_on_the_cluster_and_leaves_its_run(
+    head: dict[str, str], tiny: Path, small_images: Path, tmp_path: Path
+):
+    done = _submit(
+        head, "--name", "job", "--config", str(tiny), "--data", str(small_images), "--cluster.storage", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (summary,) = tmp_path.glob("job-*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "finished"
+
+
+def test_job__is_refused_without_the_token(head: dict[str, str], tmp_path: Path):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("ffffffffffffffffffffffffffffffff")
+    refused = _submit({**head, "RAY_AUTH_TOKEN_PATH": str(wrong)}, "--help")
+    assert refused.returncode != 0
+    assert "token" in (refused.stdout + refused.stderr).lower()
