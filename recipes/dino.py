@@ -24,7 +24,7 @@ from raydino.views import Crops
 # Two CPU cores, generated textures. DINO without KoLeo and masks learns them several times more slowly than DINOv2.
 LAPTOP = Recipe(
     name="dino-laptop",
-    steps=180,
+    steps=210,
     global_batch=64,
     backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, width=192, depth=3, heads=3),
     method=DINOConfig(

@@ -28,7 +28,7 @@ from raydino.views import Crops
 # Two CPU cores, generated textures: shows in minutes that everything works and that it learns.
 LAPTOP = Recipe(
     name="dinov2-laptop",
-    steps=180,
+    steps=210,
     global_batch=64,
     backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, width=192, depth=3, heads=3),
     method=DINOv2Config(

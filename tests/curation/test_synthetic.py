@@ -23,12 +23,12 @@ def test_builtin_images__same_seed_same_bytes() -> None:
 
 
 def test_builtin_images__classes_are_balanced_and_splits_disjoint() -> None:
-    images = list(builtin_images(train=100, test=50))
+    images = list(builtin_images(train=80, test=40))
     train = [image for image in images if image.split == "train"]
     test = [image for image in images if image.split == "test"]
-    assert (len(train), len(test)) == (100, 50)
+    assert (len(train), len(test)) == (80, 40)
     assert {name: sum(image.class_name == name for image in train) for name in CLASSES} == dict.fromkeys(CLASSES, 10)
-    assert len({image.data for image in images}) == 150
+    assert len({image.data for image in images}) == 120
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -35,16 +35,22 @@ def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe file for `--config`."""
-    path = tmp_path / "tiny.yaml"
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(TINY)
     return path
 
 
-@pytest.fixture
-def recipe(tiny: Path, small_images: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all test runs go: one folder, so that MLflow's database is made once."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny: Path, small_images: Path, storage: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start recipes/dinov2.py on the tiny run as a user would; further flags are the arguments."""
 
     def start(*flags: str) -> subprocess.Popen[str]:
@@ -57,11 +63,11 @@ def recipe(tiny: Path, small_images: Path, tmp_path: Path) -> Callable[..., subp
             str(small_images),
         ]
         # fixed threads, because sums in another order differ in their last bits
-        command += ["--cluster.storage", str(tmp_path / "runs"), "--cluster.threads", "1", *flags]
+        command += ["--cluster.storage", str(storage), "--cluster.threads", "1", *flags]
         environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
         return subprocess.Popen(
             command,
-            cwd=tmp_path,
+            cwd=storage,
             env=environment,
             text=True,
             stdout=subprocess.PIPE,

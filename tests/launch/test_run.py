@@ -23,8 +23,8 @@ def _finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def _run_dir(tmp_path: Path, name: str) -> Path:
-    (folder,) = (tmp_path / "runs").glob(f"{name}-*")
+def _run_dir(storage: Path, name: str) -> Path:
+    (folder,) = storage.glob(f"{name}-*")
     return folder
 
 
@@ -34,24 +34,24 @@ def _losses(run_dir: Path) -> dict[int, float]:
     }
 
 
-def _wait_for_step(tmp_path: Path, name: str, step: int) -> Path:
+def _wait_for_step(storage: Path, name: str, step: int) -> Path:
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
-        for run_dir in (tmp_path / "runs").glob(f"{name}-*"):
+        for run_dir in storage.glob(f"{name}-*"):
             if any(found >= step for found in _losses(run_dir)):
                 return run_dir
         time.sleep(0.05)
     raise TimeoutError(f"no step {step} of {name} within {LIMIT} s")
 
 
-@pytest.fixture
-def undisturbed(recipe: Start, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Start, storage: Path) -> Path:
     """The run that nothing happens to."""
     _finish(recipe("--name", "golden"))
-    return _run_dir(tmp_path, "golden")
+    return _run_dir(storage, "golden")
 
 
-def test_run__leaves_a_complete_record_and_does_not_repeat_itself(recipe: Start, undisturbed: Path, tmp_path: Path):
+def test_run__leaves_a_complete_record_and_does_not_repeat_itself(recipe: Start, undisturbed: Path, storage: Path):
     assert {"recipe.yaml", "cluster.yaml", "run.json", "summary.json", METRICS_FILE} <= {
         path.name for path in undisturbed.iterdir()
     }
@@ -73,10 +73,10 @@ def test_run__leaves_a_complete_record_and_does_not_repeat_itself(recipe: Start,
 
 
 def test_run__killed_whole_and_resumed_repeats_the_undisturbed_losses_bit_for_bit(
-    recipe: Start, undisturbed: Path, tmp_path: Path
+    recipe: Start, undisturbed: Path, storage: Path
 ):
     process = recipe("--name", "killed")
-    run_dir = _wait_for_step(tmp_path, "killed", 7)
+    run_dir = _wait_for_step(storage, "killed", 7)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     assert not (run_dir / "summary.json").exists()
@@ -90,13 +90,11 @@ def test_run__killed_whole_and_resumed_repeats_the_undisturbed_losses_bit_for_bi
     assert first["metrics"]["knn/top1"]["last"] == second["metrics"]["knn/top1"]["last"]
 
 
-def test_run__a_killed_worker_is_replaced_and_the_losses_stay_the_same(
-    recipe: Start, undisturbed: Path, tmp_path: Path
-):
+def test_run__a_killed_worker_is_replaced_and_the_losses_stay_the_same(recipe: Start, undisturbed: Path, storage: Path):
     import psutil
 
     process = recipe("--name", "worker")
-    run_dir = _wait_for_step(tmp_path, "worker", 5)
+    run_dir = _wait_for_step(storage, "worker", 5)
     workers = [
         p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
     ]
@@ -107,9 +105,9 @@ def test_run__a_killed_worker_is_replaced_and_the_losses_stay_the_same(
     assert _losses(run_dir) == _losses(undisturbed)
 
 
-def test_run__sigterm_leaves_a_checkpoint_of_the_last_step_and_status_143(recipe: Start, tmp_path: Path):
+def test_run__sigterm_leaves_a_checkpoint_of_the_last_step_and_status_143(recipe: Start, storage: Path):
     process = recipe("--name", "stopped", "--cadence.checkpoint", "0")
-    run_dir = _wait_for_step(tmp_path, "stopped", 3)
+    run_dir = _wait_for_step(storage, "stopped", 3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 143, output
@@ -118,7 +116,9 @@ def test_run__sigterm_leaves_a_checkpoint_of_the_last_step_and_status_143(recipe
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "unfinished"
 
 
-def test_run__too_many_undecodable_images_stop_with_the_counts(recipe: Start, small_images: Path, tmp_path: Path):
+def test_run__too_many_undecodable_images_stop_with_the_counts(
+    recipe: Start, small_images: Path, storage: Path, tmp_path: Path
+):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,12 +133,12 @@ def test_run__too_many_undecodable_images_stop_with_the_counts(recipe: Start, sm
     assert process.returncode == 1
     assert "data.max_bad" in output or "max_bad" in output
     assert "Traceback" not in output
-    table = (_run_dir(tmp_path, "bad") / "quarantine.jsonl").read_text().splitlines()
+    table = (_run_dir(storage, "bad") / "quarantine.jsonl").read_text().splitlines()
     assert all(json.loads(line)["reason"] for line in table)
 
 
-def test_run__dry_run_prints_the_plan_and_makes_nothing(recipe: Start, tmp_path: Path):
+def test_run__dry_run_prints_the_plan_and_makes_nothing(recipe: Start, storage: Path):
     output = _finish(recipe("--name", "plan", "--dry-run"))
     for matter in ("images", "epoch", "warm-up", "memory", "time"):
         assert matter in output
-    assert not list((tmp_path / "runs").glob("plan-*"))
+    assert not list(storage.glob("plan-*"))

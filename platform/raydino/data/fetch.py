@@ -157,14 +157,15 @@ class Verdicts:
 
     def __init__(self, *, kept: int, max_bad: float, on_bad: Callable[[BadImage], None]) -> None:
         self._kept, self._max_bad, self._on_bad = kept, max_bad, on_bad
-        self._slots, self._bad = 0, set[bytes]()
+        self._slots, self._bad = 0, set[tuple[bytes, str]]()
 
     def note(self, step: int, slot: int, met: Bad) -> None:
         """Takes in one slot. Raises TooManyBadImages."""
         self._slots += 1
         for sample, path, reason in met:
-            if sample not in self._bad:
-                self._bad.add(sample)
+            # The path too: one placeholder stored a thousand times is a thousand bad images.
+            if (sample, path) not in self._bad:
+                self._bad.add((sample, path))
                 self._on_bad(BadImage(sample, path, reason, step, slot))
         # Within an epoch every slot is another row, so no set of all ids is needed to count distinct images.
         seen = min(self._slots, self._kept)
