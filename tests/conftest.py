@@ -44,9 +44,9 @@ def data_folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray with 2 CPUs, whose workers find raydino and import by path."""
+    """A local Ray with 2 CPUs, whose workers find raydino and import by path. Per module: others test how Ray is started."""
     import ray
 
     ray.init(

@@ -48,6 +48,8 @@ class SoftmaxCentering(Centering):
     @torch.no_grad()
     def update(self) -> None:
         """Move the centre towards the mean of the scores seen since the last call. All ranks call it together."""
+        if not self._seen:  # no loss asks for these targets; so on all ranks
+            return
         total = torch.stack([seen for seen, _ in self._seen]).sum(dim=0)
         count = total.new_tensor([float(sum(n for _, n in self._seen))])
         total, count = collectives.all_sum(torch.cat([total, count])).split([len(total), 1])
