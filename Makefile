@@ -47,7 +47,7 @@ check: $(READY) ## lint, format, types, floors
 	@PYTHONPATH=platform $(BIN)/lint-imports
 
 bench: $(READY) ## run every benchmark; results in benchmarks/results
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 ui: $(READY) ## open the record of all runs on http://127.0.0.1:5000
 	@mkdir -p runs
