@@ -64,7 +64,7 @@ def test_lock__hashes_and_no_addresses():
     text = (ROOT / "requirements.lock").read_text()
     assert "://" not in text
     assert "--index" not in text
-    assert "--find-links" not in text
+    assert "--find" not in text
     blocks = re.split(r"\n(?=\S)", text.strip())
     assert len(blocks) > 100
     assert [

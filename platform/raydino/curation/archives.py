@@ -38,7 +38,7 @@ def members(folder: Folder, name: str) -> Iterator[tuple[str, Read]]:
             yield from _zip(stream, place) if name.lower().endswith(".zip") else _tar(stream, place)
     except FileNotFoundError:
         raise SourceError(f"{place}: there is no such file; check the path.") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
         raise _damaged(place, error) from None
 
 
