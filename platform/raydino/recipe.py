@@ -73,9 +73,7 @@ class Recipe(Config):
                 )
         lengths = {
             "optim.warmup": self.optim.warmup,
-            "method.teacher_temperature.warmup": self.method.teacher_temperature.warmup,
-            "method.teacher_momentum.warmup": self.method.teacher_momentum.warmup,
-            "method.freeze_last_layer": self.method.freeze_last_layer,
+            **{f"method.{name}": length for name, length in self.method.lengths().items()},
         }
         for name, length in lengths.items():
             if in_steps(length, self.steps) >= self.steps > 1:

@@ -95,6 +95,8 @@ class Views(Config):
     """Crop groups by name."""
     masks: Masks | None = None
     """Masks over the patches of group "global"; None for none."""
+    labels: bool = False
+    """Whether the method needs the images' labels."""
     patch_size: Positive = 16
     """Side of a patch, pixels; the mask grid of a global crop is size / patch_size squared."""
 
@@ -116,6 +118,8 @@ class Batch:
     """Content hash of each image, B entries, in slot order."""
     step: int
     """The step this batch belongs to (from 0)."""
+    labels: "Tensor | None" = None
+    """int64 [B], -1 where the image has none; None unless `Views.labels` asked for them."""
 
     @property
     def images(self) -> int:
@@ -125,9 +129,9 @@ class Batch:
     def to(self, device: "torch.device") -> "Batch":
         """The batch on another device."""
         crops = {name: crop.to(device, non_blocking=True) for name, crop in self.crops.items()}
-        return replace(
-            self, crops=crops, masks=None if self.masks is None else self.masks.to(device, non_blocking=True)
-        )
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, crops=crops, masks=masks, labels=labels)
 
     def split(self, parts: int) -> "Iterator[Batch]":
         """Micro-batches of equal size, in slot order. Raises ValueError if B is not a multiple of `parts`."""
@@ -141,6 +145,7 @@ class Batch:
                 masks=None if self.masks is None else self.masks[:, part],
                 ids=self.ids[part],
                 step=self.step,
+                labels=None if self.labels is None else self.labels[part],
             )
 
 

@@ -47,6 +47,17 @@ class BadImage:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The image that filled a slot."""
+
+    sample: bytes
+    label: int | None
+    """None where labels were not asked for, -1 where the image has none."""
+    met: Bad
+    """Undecodable images met before it."""
+
+
+@dataclass(frozen=True)
 class Request:
     """A window to fetch, as plain data that is cheap to send."""
 
@@ -65,11 +76,13 @@ class Fetch:
 
     collection: Collection
     cropper: "Cropper | None"
+    labels: bool = False
 
     def __call__(self, request: Request) -> pa.Table:
         """The rows in order of use: columns window, place, id, then bytes and path, or bad and one per crop group."""
         groups, order = (np.frombuffer(part, dtype=np.int64) for part in (request.groups, request.order))
-        read = pa.concat_tables([self.collection.read(int(group)).select(["id", "bytes", "path"]) for group in groups])
+        wanted = ["id", "bytes", "path"] + ["label"] * self.labels
+        read = pa.concat_tables([self.collection.read(int(group)).select(wanted) for group in groups])
         rows = read.take(order).combine_chunks()
         columns: Mapping[str, Any] = {name: rows[name] for name in rows.column_names}
         if self.cropper is not None:
@@ -93,8 +106,8 @@ def fetch_row(batch: pa.Table, *, fetch: Fetch) -> pa.Table:
 
 def cut_slot(
     rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out: "Mapping[str, Pixels]"
-) -> tuple[bytes, Bad]:
-    """Cuts the image at `place` of a window, or the next decodable one, into `out`; its id and the bad ones met.
+) -> Cut:
+    """Cuts the image at `place` of a window, or the next decodable one, into `out`; what was cut, and the bad ones met.
 
     Raises:
         TooManyBadImages: no image of the window can be decoded.
@@ -109,21 +122,29 @@ def cut_slot(
             met.append((sample, rows["path"][at].as_py() or "", error.reason))
             continue
         cropper.cut(image, epoch=epoch, sample=sample, out=out)
-        return sample, met
+        return Cut(sample, _label(rows, at), met)
     first = f"{met[0][1] or met[0][0].hex()}: {met[0][2]}"
     raise TooManyBadImages(
         f"none of the {len(met)} images of a window can be decoded (the first, {first}); check the shards."
     )
 
 
-def ready_slot(rows: pa.Table, place: int, *, out: "Mapping[str, Pixels]") -> tuple[bytes, Bad]:
+def ready_slot(rows: pa.Table, place: int, *, out: "Mapping[str, Pixels]") -> Cut:
     """The same for a window that was cut where it was read: copies its crops into `out`."""
     for name, crops in out.items():
         if crops.size:
             packed = rows[_column(name)][place].as_buffer()
             crops[...] = np.frombuffer(packed, dtype=np.uint8).reshape(crops.shape)
     met = [(bad["id"], bad["path"], bad["reason"]) for bad in rows["bad"][place].as_py()]
-    return rows["id"][place].as_py(), met
+    return Cut(rows["id"][place].as_py(), _label(rows, place), met)
+
+
+def _label(rows: pa.Table, place: int) -> int | None:
+    """The label of a row: None where labels were not asked for, -1 where the image has none."""
+    if "label" not in rows.column_names:
+        return None
+    label = rows["label"][place].as_py()
+    return -1 if label is None else label
 
 
 def _cut_rows(rows: pa.Table, cropper: "Cropper", *, epoch: int) -> dict[str, Any]:
@@ -132,12 +153,13 @@ def _cut_rows(rows: pa.Table, cropper: "Cropper", *, epoch: int) -> dict[str, An
         name: np.empty((rows.num_rows, group.count, 3, group.size, group.size), dtype=np.uint8)
         for name, group in cropper.views.crops.items()
     }
-    samples, bad = [], []
+    samples, labels, bad = [], [], []
     for place in range(rows.num_rows):
         out = {name: array[place] for name, array in crops.items()}
-        sample, met = cut_slot(rows, place, cropper, epoch=epoch, out=out)
-        samples.append(sample)
-        bad.append([{"id": sample, "path": path, "reason": reason} for sample, path, reason in met])
+        cut = cut_slot(rows, place, cropper, epoch=epoch, out=out)
+        samples.append(cut.sample)
+        labels.append(cut.label)
+        bad.append([{"id": sample, "path": path, "reason": reason} for sample, path, reason in cut.met])
     packed = {
         _column(name): pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(array[0].size), len(array), [None, pa.py_buffer(array.reshape(-1))]
@@ -145,7 +167,8 @@ def _cut_rows(rows: pa.Table, cropper: "Cropper", *, epoch: int) -> dict[str, An
         for name, array in crops.items()
         if array.size
     }
-    return {"id": pa.array(samples, type=pa.binary()), "bad": pa.array(bad, type=BAD_TYPE), **packed}
+    known = {"label": pa.array(labels, type=pa.int64())} if "label" in rows.column_names else {}
+    return {"id": pa.array(samples, type=pa.binary()), "bad": pa.array(bad, type=BAD_TYPE), **known, **packed}
 
 
 def _column(group: str) -> str:

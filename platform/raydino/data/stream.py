@@ -30,8 +30,8 @@ from raydino.config import ConfigError
 from raydino.data.crops import Cropper, Pixels
 from raydino.data.fetch import (
     Ahead,
-    Bad,
     BadImage,
+    Cut,
     Fetch,
     Read,
     Request,
@@ -71,13 +71,13 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Cutting:
     """A batch whose images are being cut."""
 
     step: int
     crops: dict[str, Pixels]
     masks: "Future[NDArray[np.bool_]] | None"
-    slots: "list[tuple[int, Future[tuple[bytes, Bad]]]]"
+    slots: "list[tuple[int, Future[Cut]]]"
 
 
 def batches(
@@ -127,7 +127,7 @@ def batches(
     """
     _check(collection, plan, views, max_bad=max_bad, threads=threads, prefetch=prefetch)
     cropper = Cropper(views, seed=seed)
-    fetch = Fetch(collection, cropper if decode_in == "cluster" else None)
+    fetch = Fetch(collection, cropper if decode_in == "cluster" else None, labels=views.labels)
     span = _Span(plan, rank=rank, world=world, start_step=start_step, steps=steps)
     cutting = _cutting(span, (read or ray_windows)(fetch, span.requests()), cropper, fetch=fetch, threads=threads)
     return _batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
@@ -205,7 +205,7 @@ class _Span:
 
 def _cutting(
     span: _Span, tables: Generator[pa.Table, None, None], cropper: Cropper, *, fetch: Fetch, threads: int
-) -> Generator[_Cut, None, None]:
+) -> Generator[_Cutting, None, None]:
     """Hands every slot to a thread as soon as its window is there."""
     views = cropper.views
     with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix="raydino-crops") as pool:
@@ -223,7 +223,7 @@ def _cutting(
                     cut = pool.submit(ready_slot, place.rows, place.row, out=out)
                 slots.append((place.slot, cut))
             masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
-            yield _Cut(step, crops, masks, slots)
+            yield _Cutting(step, crops, masks, slots)
 
 
 def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:
@@ -238,18 +238,20 @@ def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.boo
 
 
 def _batches(
-    cutting: Generator[_Cut, None, None], verdicts: Verdicts, *, prefetch: int
+    cutting: Generator[_Cutting, None, None], verdicts: Verdicts, *, prefetch: int
 ) -> Generator[Batch, None, None]:
     with closing(Ahead(cutting, depth=prefetch)) as ready:
         for cut in ready:
-            done = [(slot, *future.result()) for slot, future in cut.slots]
-            for slot, _, met in done:
-                verdicts.note(cut.step, slot, met)
+            done = [(slot, future.result()) for slot, future in cut.slots]
+            for slot, image in done:
+                verdicts.note(cut.step, slot, image.met)
+            labels = [image.label for _, image in done if image.label is not None]
             yield Batch(
                 crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
                 masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
-                ids=tuple(sample for _, sample, _ in done),
+                ids=tuple(image.sample for _, image in done),
                 step=cut.step,
+                labels=torch.tensor(labels) if labels else None,
             )
 
 

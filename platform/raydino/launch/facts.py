@@ -57,7 +57,8 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
         masks = torch.from_numpy(
             block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=0, lane=0, images=images, views=count)
         )
-    batch = Batch(crops, masks, (b"",) * images, step=0)
+    labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
+    batch = Batch(crops, masks, (b"",) * images, step=0, labels=labels)
     train_step(loop, batch)
     started = time.perf_counter()
     for _ in range(PROBE_STEPS):

@@ -130,6 +130,11 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
             )
     except ConfigError as error:
         faults.append(str(error))
+    if (classes := getattr(recipe.method, "classes", 0)) and classes != facts.classes:
+        faults.append(
+            f"method.classes = {classes}: the images of data.path = {recipe.data.path} have "
+            + (f"{facts.classes} classes; set method.classes to that." if facts.classes else "no labels; give labelled ones.")
+        )
     if facts.images < recipe.global_batch:
         faults.append(
             f"data.path = {recipe.data.path}: {facts.images:,} usable images do not fill one global_batch of "

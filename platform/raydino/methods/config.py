@@ -1,13 +1,13 @@
 """Settings of the methods. Apart from the methods themselves so that `--help` need not import torch (2 to 6 s)."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from raydino.config import Config, Length
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.schedule import Schedule, constant, cosine
-from raydino.views import Crops, Masks, Views
+from raydino.views import Crops, Masks, Probability, Views
 
 if TYPE_CHECKING:
     from raydino.methods.method import Method
@@ -16,57 +16,46 @@ Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]
 
 
+BLUR = {"official": (0.0, 0.9), "paper": (1.0, 0.1)}
+"""Probability of blur of the two global crops."""
+
+
 class MethodConfig(Config):
-    """What every self-distillation method has. Subclasses name their views and build the method."""
+    """What every method has: views, a mean teacher that is judged, and the published rules of its optimiser."""
+
+    last_layer_rule: ClassVar[Literal["no_gradient", "no_rate"]] = "no_gradient"
+    """How the prototypes are kept still while frozen: their gradients are dropped, so AdamW keeps no moments (DINO), or their
+    learning rate is 0 and their moments go on (DINOv2)."""
 
     global_crops: Crops = Crops(count=2, size=224, scale=(0.4, 1.0), blur=(1.0, 0.1), solarize=(0.0, 0.2))
     """Large views, seen by student and teacher."""
     local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.4), blur=(0.5,))
     """Small views, seen by the student only; count 0 for none."""
-    head: HeadConfig = HeadConfig()
-    """Projection head of student and teacher."""
-    student_temperature: Temperature = 0.1
-    """Temperature of the student's softmax."""
-    teacher_temperature: Schedule = constant(0.04)
-    """Temperature of the teacher's softmax; above 0.07 training is unstable (DINO, appendix D)."""
     teacher_momentum: Schedule = cosine(0.996, 1.0)
     """Weight of the old teacher in its moving average."""
-    center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the old centre in its moving average."""
-    centering: Literal["softmax", "sinkhorn_knopp"] = "softmax"
-    """How teacher scores become targets: centred softmax (DINO) or Sinkhorn-Knopp (3 iterations, DINOv2's long recipe)."""
-    freeze_last_layer: Length = 0.01
-    """How long the prototypes stay frozen at the start (DINO: 1 epoch of 100)."""
     learning_rate_batch: Literal["linear/256", "sqrt/1024"] = "linear/256"
     """How `optim.lr` scales with the global batch: DINO lr·B/256, DINOv2 lr·√(B/1024)."""
     clip: Literal["per_tensor", "per_module"] = "per_tensor"
     """What `optim.clip` bounds: the norm of every gradient tensor (DINO) or of each sub-module's gradients (DINOv2)."""
 
     @model_validator(mode="after")
-    def _two_global_crops(self) -> Self:
-        if self.global_crops.count != 2:
-            raise ValueError(
-                f"global_crops.count = {self.global_crops.count}: self-distillation pairs exactly 2 global crops"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _schedules_keep_their_meaning(self) -> Self:
-        momentum, temperature = self.teacher_momentum, self.teacher_temperature
+    def _momentum_is_a_share(self) -> Self:
+        momentum = self.teacher_momentum
         for name in ("start", "end", *(("warmup_from",) if momentum.warmup else ())):
             if not 0 <= getattr(momentum, name) <= 1:
                 raise ValueError(
                     f"teacher_momentum.{name} = {getattr(momentum, name)}: the share kept of the old teacher is at most 1"
                 )
-        for name in ("start", "end", *(("warmup_from",) if temperature.warmup else ())):
-            if getattr(temperature, name) <= 0:
-                raise ValueError(f"teacher_temperature.{name} = {getattr(temperature, name)}: a temperature is above 0")
         return self
 
     @property
     def minimum_images(self) -> int:
         """Smallest number of images in a micro-batch that the losses are defined for."""
         return 1
+
+    def lengths(self) -> dict[str, Length]:
+        """Parts of the run by field name, each to be shorter than the run."""
+        return {"teacher_momentum.warmup": self.teacher_momentum.warmup}
 
     def views(self, patch_size: int) -> Views:
         """What the method asks to see of an image."""
@@ -77,7 +66,48 @@ class MethodConfig(Config):
         raise TypeError(f"{type(self).__name__} names no method; use DINOConfig, DINOv2Config or a class of your own")
 
 
-class DINOConfig(MethodConfig):
+class SelfDistillationConfig(MethodConfig):
+    """What DINO and DINOv2 share: a head, two temperatures, and targets that do not collapse."""
+
+    head: HeadConfig = HeadConfig()
+    """Projection head of student and teacher."""
+    student_temperature: Temperature = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature: Schedule = constant(0.04)
+    """Temperature of the teacher's softmax; above 0.07 training is unstable (DINO, appendix D)."""
+    center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the old centre in its moving average."""
+    centering: Literal["softmax", "sinkhorn_knopp"] = "softmax"
+    """How teacher scores become targets: centred softmax (DINO) or Sinkhorn-Knopp (3 iterations, DINOv2's long recipe)."""
+    freeze_last_layer: Length = 0.01
+    """How long the prototypes stay frozen at the start (DINO: 1 epoch of 100)."""
+
+    @model_validator(mode="after")
+    def _two_global_crops(self) -> Self:
+        if self.global_crops.count != 2:
+            raise ValueError(
+                f"global_crops.count = {self.global_crops.count}: self-distillation pairs exactly 2 global crops"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_is_positive(self) -> Self:
+        temperature = self.teacher_temperature
+        for name in ("start", "end", *(("warmup_from",) if temperature.warmup else ())):
+            if getattr(temperature, name) <= 0:
+                raise ValueError(f"teacher_temperature.{name} = {getattr(temperature, name)}: a temperature is above 0")
+        return self
+
+    def lengths(self) -> dict[str, Length]:
+        """Parts of the run by field name, each to be shorter than the run."""
+        return {
+            **super().lengths(),
+            "teacher_temperature.warmup": self.teacher_temperature.warmup,
+            "freeze_last_layer": self.freeze_last_layer,
+        }
+
+
+class DINOConfig(SelfDistillationConfig):
     """DINO (Caron et al. 2021, arXiv 2104.14294). Defaults: ViT-S/16 "vanilla", 100 epochs, from the official command line."""
 
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
@@ -87,14 +117,18 @@ class DINOConfig(MethodConfig):
         return DINO(self, backbone, steps=steps)
 
 
-class DINOv2Config(MethodConfig):
+class DINOv2Config(SelfDistillationConfig):
     """DINOv2 (Oquab et al. 2023, arXiv 2304.07193): DINO on masked global crops, plus iBOT and KoLeo. Defaults: vitl16_short."""
 
-    global_crops: Crops = Crops(count=2, size=224, scale=(0.32, 1.0), blur=(0.0, 0.9), solarize=(0.0, 0.2))
-    """Large views, masked for the student. Blur as the released weights were trained (0.0 and 0.9), not as printed
-    (1.0 and 0.1)."""
-    local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.32), blur=(0.5,))
+    last_layer_rule: ClassVar[Literal["no_gradient", "no_rate"]] = "no_rate"
+
+    global_crops: Crops = Crops(count=2, size=224, scale=(0.32, 1.0), solarize=(0.0, 0.2))
+    """Large views, masked for the student."""
+    local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.32))
     """Small views, seen by the student only; count 0 for none."""
+    blur: Literal["official", "paper", "custom"] = "official"
+    """Probability of blur per view: "official" 0.0, 0.9 and 0.5, as the released weights were trained (the published code inverts
+    it); "paper" 1.0, 0.1 and 0.5, as printed; "custom" what the crops say."""
     head: HeadConfig = HeadConfig(train_gain=True)
     """Projection head for the cls token, and for patches too unless `ibot_head` is set."""
     ibot_head: HeadConfig | None = None
@@ -126,6 +160,15 @@ class DINOv2Config(MethodConfig):
             raise ValueError("ibot_weight > 0 needs masked crops; set masks.probability above 0 or ibot_weight to 0")
         return self
 
+    @model_validator(mode="after")
+    def _blur_is_said_once(self) -> Self:
+        for name in ("global_crops", "local_crops") if self.blur != "custom" else ():
+            if (given := getattr(self, name).blur) != Crops.model_fields["blur"].default:
+                raise ValueError(
+                    f"{name}.blur = {given}, which blur = {self.blur!r} would override; set blur to 'custom' as well"
+                )
+        return self
+
     @property
     def minimum_images(self) -> int:
         """KoLeo needs a nearest neighbour, so two images."""
@@ -134,10 +177,34 @@ class DINOv2Config(MethodConfig):
     def views(self, patch_size: int) -> Views:
         """What the method asks to see of an image."""
         masks = self.masks if self.ibot_weight > 0 else None
-        return super().views(patch_size).override({"masks": masks})
+        blur = {} if self.blur == "custom" else {"crops.global.blur": BLUR[self.blur], "crops.local.blur": (0.5,)}
+        return super().views(patch_size).override({"masks": masks, **blur})
 
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""
         from raydino.methods.dinov2 import DINOv2
 
         return DINOv2(self, backbone, steps=steps)
+
+
+class SupervisedConfig(MethodConfig):
+    """Cross-entropy with labels on the same views: the baseline that says what labels would have given the same budget.
+
+    Every crop, global and local, is classified from its cls token by one linear layer. The moving average of the student is kept and
+    judged as for the other methods, so that their figures compare.
+    """
+
+    classes: Annotated[int, Field(ge=2)] = 10
+    """Number of classes; labels are 0 to classes - 1."""
+    label_smoothing: Probability = 0.1
+    """Share of each target spread over all classes (Szegedy et al. 2016)."""
+
+    def views(self, patch_size: int) -> Views:
+        """What the method asks to see of an image, and its label."""
+        return super().views(patch_size).override({"labels": True})
+
+    def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
+        """The method with freshly initialised student and teacher, for a run of `steps` steps."""
+        from raydino.methods.supervised import Supervised
+
+        return Supervised(self, backbone, steps=steps)

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydino.methods.config import DINOConfig
-from raydino.methods.method import Method, StepOutput, build_centering, teacher_diagnostics
+from raydino.methods.method import SelfDistillation, StepOutput, build_centering, teacher_diagnostics
 from raydino.nn.config import BackboneConfig
 from raydino.nn.losses import dino_loss
 from raydino.views import Batch
 
 
-class DINO(Method):
+class DINO(SelfDistillation):
     """See the module docstring."""
 
     settings: DINOConfig

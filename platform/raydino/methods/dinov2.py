@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from raydino.methods.config import DINOv2Config
-from raydino.methods.method import Method, StepOutput, build_centering, teacher_diagnostics
+from raydino.methods.method import SelfDistillation, StepOutput, build_centering, teacher_diagnostics
 from raydino.nn.config import BackboneConfig
 from raydino.nn.losses import dino_loss, ibot_loss, koleo_loss
+from raydino.tracking.run import DISPLAYED_GROUP
 from raydino.views import Batch
 
 
@@ -29,7 +30,7 @@ class Said:
     features: Float[Tensor, "V B D"]
 
 
-class DINOv2(Method):
+class DINOv2(SelfDistillation):
     """See the module docstring."""
 
     settings: DINOv2Config
@@ -105,4 +106,14 @@ class DINOv2(Method):
         diagnostics = teacher_diagnostics(
             teacher_probs=teacher.cls, features=teacher.features, cross_entropy=on_global + on_local
         )
-        return StepOutput(losses, diagnostics)
+        return StepOutput(losses, {**diagnostics, **_displayed(losses)})
+
+
+def _displayed(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses as DINOv2's official logs show them: iBOT and KoLeo halved, one half per global view, the total summed from that.
+
+    Published curves and figures (ibot 2.77 at the first step with K = 65,536) are in this unit; what is optimised is not halved.
+    """
+    shown = {name: value.detach() / (2 if name in ("ibot", "koleo") else 1) for name, value in losses.items()}
+    shown["total"] = torch.stack(list(shown.values())).sum()
+    return {f"{DISPLAYED_GROUP}/{name}": value for name, value in shown.items()}

@@ -21,22 +21,27 @@ LOSS_IBOT = "loss/ibot"
 LOSS_KOLEO = "loss/koleo"
 TEACHER_ENTROPY = "teacher/entropy"
 TEACHER_KL = "teacher/kl"
+PROTOTYPES_USED = "teacher/prototypes_used"  # perplexity of the mean target of a micro-batch, 1..K
 TEACHER_MOMENTUM = "teacher/momentum"
 TEACHER_TEMPERATURE = "teacher/temperature"
 OPTIM_LR = "optim/lr"
 OPTIM_WEIGHT_DECAY = "optim/weight_decay"
-OPTIM_GRAD_NORM = "optim/grad_norm"
+OPTIM_GRAD_NORM = "optim/grad_norm"  # of all sub-modules, before clipping; each one's own is this, "_" and its name
 IMAGES_PER_S = "throughput/images_per_s"
 DATA_WAIT = "throughput/data_wait"  # share of the time the worker waited for a batch, 0..1
 STEP_SECONDS = "throughput/step_seconds"
 FEATURE_STD = "health/feature_std"
 RANKME = "health/rankme"
+TEACHER_DISTANCE = "health/teacher_distance"  # |student - teacher| / |teacher| over all parameters
+COLLAPSED = "health/collapsed"  # 1 once the targets tell that the run has collapsed, else 0
+TRAIN_ACCURACY = "train/accuracy"  # supervised: share of global crops classified rightly
 UNIFORMITY = "health/uniformity"
 KNN_TOP1 = "knn/top1"
 KNN_TOP5 = "knn/top5"
 PIXELS_TOP1 = "pixels/top1"  # the same k-NN on raw pixels, once at step 0
 
 LOSS_GROUP = "loss"
+DISPLAYED_GROUP = "displayed"  # losses in the unit of DINOv2's official logs
 SYSTEM_GROUP = "system"
 
 

@@ -1,6 +1,6 @@
 """Settings of the optimiser and of what happens how often."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,8 +9,10 @@ from raydino.schedule import Schedule, cosine
 
 
 class OptimConfig(Config):
-    """AdamW with the published schedules."""
+    """The optimiser with the published schedules."""
 
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW for transformers; SGD or LARS for convolutional networks (DINO, appendix)."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate before scaling with the batch (see `method.learning_rate_batch`)."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -21,6 +23,8 @@ class OptimConfig(Config):
     """Weight decay; biases and one-dimensional parameters have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decays."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD and LARS."""
     clip: Annotated[float, Field(ge=0)] = 3.0
     """Largest gradient norm (see `method.clip`); 0 for no clipping."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -7,7 +7,7 @@ files or trackers. Every random draw is keyed by the step, so a loop started at 
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,11 +22,9 @@ from raydino.tracking.run import (
     OPTIM_GRAD_NORM,
     OPTIM_LR,
     OPTIM_WEIGHT_DECAY,
-    TEACHER_MOMENTUM,
-    TEACHER_TEMPERATURE,
 )
 from raydino.train.config import OptimConfig
-from raydino.train.optim import clip_gradients, drop_gradients, learning_rate, set_schedules
+from raydino.train.optim import clip_gradients, drop_last_layer_gradients, learning_rate, set_schedules
 from raydino.train.parallel import autocast, without_sync
 from raydino.views import Batch
 
@@ -98,14 +96,17 @@ def train_step(loop: Loop, batch: Batch) -> dict[str, Tensor | float]:
     step, method = batch.step, loop.method
     torch.manual_seed(key64(loop.seed, "depth", step, collectives.rank()))  # stochastic depth
     losses, diagnostics = _backward(loop, batch)
-    if method.last_layer_frozen(step):
-        drop_gradients(method.last_layer())
-    grad_norm = clip_gradients(method.student, loop.optim.clip, per=method.settings.clip)
+    frozen, rule = method.last_layer_frozen(step), method.settings.last_layer_rule
+    norms = clip_gradients(method.student, loop.optim.clip, per=method.settings.clip)
+    if frozen and rule == "no_gradient":  # after clipping, as published
+        drop_last_layer_gradients(method.student)
+    grad_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
     total = torch.stack(list(losses.values())).sum()
     _stop_unless_finite(total, grad_norm, batch)
     lr = learning_rate(loop.optim, loop.peak_lr, step, steps=loop.steps)
     weight_decay = loop.optim.weight_decay.at(step, steps=loop.steps)
-    set_schedules(loop.optimizer, lr=lr, weight_decay=weight_decay)
+    still = frozen and rule == "no_rate"
+    set_schedules(loop.optimizer, lr=lr, weight_decay=weight_decay, last_layer_still=still)
     loop.optimizer.step()
     loop.optimizer.zero_grad(set_to_none=True)
     method.after_step(step)
@@ -113,11 +114,11 @@ def train_step(loop: Loop, batch: Batch) -> dict[str, Tensor | float]:
         LOSS_TOTAL: total,
         **{f"{LOSS_GROUP}/{name}": value for name, value in losses.items()},
         **diagnostics,
-        TEACHER_TEMPERATURE: method.teacher_temperature(step),
-        TEACHER_MOMENTUM: method.teacher_momentum(step),
+        **method.scheduled(step),
         OPTIM_LR: lr,
         OPTIM_WEIGHT_DECAY: weight_decay,
         OPTIM_GRAD_NORM: grad_norm,
+        **{f"{OPTIM_GRAD_NORM}_{name}": norm for name, norm in norms.items()},
     }
 
 
@@ -127,7 +128,7 @@ def _backward(loop: Loop, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Te
     for number, part in enumerate(batch.split(loop.accumulate), start=1):
         part = part.to(loop.device)
         crops = {name: loop.normalise(crop) for name, crop in part.crops.items()}
-        part = Batch(crops, part.masks, part.ids, part.step)
+        part = replace(part, crops=crops)
         with without_sync(loop.module, last=number == loop.accumulate):
             with autocast(loop.device, loop.precision):
                 output = loop.module(part, batch.step)
