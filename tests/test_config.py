@@ -153,3 +153,15 @@ def test_length__int_is_steps_and_float_a_share():
         Outer(length=1.5)
     with pytest.raises(ValidationError):
         Outer(length=-1)
+
+
+def test_override__dotted_keys_that_share_a_branch_all_count():
+    """Two leaves below one inner node, in every order, as a nested mapping and mixed."""
+    wanted = (8, 3, 0.5)
+    for changes in (
+        {"method.local_crops.size": 8, "method.local_crops.count": 3, "method.local_crops.flip": 0.5},
+        {"method.local_crops.flip": 0.5, "method": {"local_crops": {"size": 8}}, "method.local_crops.count": 3},
+        {"method.local_crops.count": 3, "method.local_crops": {"flip": 0.5, "size": 8}},
+    ):
+        crops = Recipe().override({"backbone.patch_size": 8, "method.global_crops.size": 16, **changes}).method.local_crops
+        assert (crops.size, crops.count, crops.flip) == wanted

@@ -73,10 +73,15 @@ def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         head, _, rest = str(key).partition(".")
         part = _nested({rest: value}) if rest else value
-        if isinstance(part, Mapping) and isinstance(tree.get(head), Mapping):
-            part = _nested({**tree[head], **part})
-        tree[head] = part
+        tree[head] = _merged(tree.get(head), part)
     return tree
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Two trees as one, `new` winning where both name a leaf."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def _apply(node: Any, tree: Mapping[str, Any], *, prefix: str) -> Any:

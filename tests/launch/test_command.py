@@ -39,12 +39,16 @@ def test_parse__no_words_is_the_recipe_itself():
 
 
 def test_parse__a_flag_is_an_override():
-    words = "--steps 7 --method.koleo-weight 0.2 --method.global_crops.blur 0.25 0.5 --evals.knn.k 3 --cadence.pictures False"
+    words = (
+        "--steps 7 --method.koleo-weight 0.2 --method.blur custom --method.global_crops.blur 0.25 0.5 --method.global-crops.flip 0.25 "
+        "--evals.knn.k 3 --cadence.pictures False"
+    )
     expected = PRESETS["laptop"].override(
         {
             "steps": 7,
             "method.koleo_weight": 0.2,
-            "method.global_crops.blur": (0.25, 0.5),
+            "method.blur": "custom",
+            "method.global_crops": {"blur": (0.25, 0.5), "flip": 0.25},
             "evals.knn.k": 3,
             "cadence.pictures": False,
         }
