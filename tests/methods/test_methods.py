@@ -1,12 +1,14 @@
 """What each method adds of its own: what the networks see, what is masked, how the loss starts and that it falls."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig
+from raydino.config import ConfigError
+from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.views import Batch
 
@@ -27,6 +29,7 @@ CONFIGS = {
     "dinov2_no_ibot": DINOv2Config(ibot_weight=0.0).override(SMALL),
     "dinov2_ibot_only": DINOv2Config(dino_weight=0.0, koleo_weight=0.0).override(SMALL),
     "dinov2_no_local": DINOv2Config().override({**SMALL, "local_crops.count": 0}),
+    "supervised": SupervisedConfig(classes=3).override({k: v for k, v in SMALL.items() if k != "head"}),
 }
 
 
@@ -45,7 +48,8 @@ def _batch(config: MethodConfig, images: int = 4, step: int = 0) -> Batch:
         name: torch.randn(group.count, images, 3, group.size, group.size, generator=generator)
         for name, group in groups.items()
     }
-    return Batch(crops, masks, tuple(bytes([i]) * 16 for i in range(images)), step)
+    labels = torch.arange(images) % 3 if isinstance(config, SupervisedConfig) else None
+    return Batch(crops, masks, tuple(bytes([i]) * 16 for i in range(images)), step, labels)
 
 
 def test_method__losses_are_finite_and_reach_every_trainable_student_parameter(config: MethodConfig):
@@ -102,6 +106,30 @@ def test_method__thirty_steps_towards_a_teacher_that_stands_still_lower_the_loss
     assert totals[-1] < 0.9 * totals[0]
 
 
+def test_method__teacher_is_the_closed_form_average_after_many_steps(config: MethodConfig):
+    """A student that moves by 1 each step: the teacher is the sum that the exponential average unrolls to."""
+    config = config.override({"teacher_momentum": {"start": 0.9, "end": 1.0}})
+    method = config.build(TINY, steps=20)
+    start = method.student.backbone.vit.pos_embed.detach().clone()
+    for step in range(20):
+        with torch.no_grad():
+            for parameter in method.student.parameters():
+                parameter.add_(1.0)
+        method.after_step(step)
+    kept = [1.0 - 0.1 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
+    moved = sum((1 - kept[step]) * math.prod(kept[step + 1 :]) * (step + 1) for step in range(20))
+    torch.testing.assert_close(method.teacher.backbone.vit.pos_embed, start + moved, rtol=1e-5, atol=1e-5)
+
+
+def test_method__teacher_has_no_stochastic_depth_and_is_repeatable(config: MethodConfig):
+    method = config.build(TINY.override({"drop_path": 0.9}), steps=10)
+    images = _batch(config).crops["global"].flatten(0, 1)
+    teacher = [method.teacher.backbone(images).cls for _ in range(2)]
+    student = [method.student.backbone(images).cls for _ in range(2)]
+    assert torch.equal(*teacher)
+    assert not torch.equal(*student)
+
+
 def test_dino__first_loss_is_slightly_above_log_k_once_the_centre_has_settled():
     config = DINOConfig(head=HeadConfig(prototypes=4096, hidden=64, bottleneck=256)).override(
         {"global_crops.size": 32, "local_crops": {"size": 16, "count": 8}}
@@ -138,6 +166,84 @@ def test_dinov2__ibot_loss_at_start_is_half_log_k_because_half_the_crops_are_mas
         losses = method(_batch(config, step=step), 0).losses
         method.after_step(0)
     assert losses["ibot"].item() == pytest.approx(0.5 * math.log(512), rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("prototypes", "separate", "expected"),
+    [
+        (65_536, False, {"dino_local": 9.86, "dino_global": 1.23, "ibot": 2.77}),
+        (131_072, True, {"dino_local": 10.47, "dino_global": 1.31, "ibot": 2.95}),
+    ],
+)
+def test_dinov2__first_displayed_losses_are_those_of_the_official_logs(prototypes: int, separate: bool, expected: dict):
+    """Shares of ln K that follow from 18 pairs and half the crops masked; users' logs of real runs agree within 2 %."""
+    head = HeadConfig(prototypes=prototypes, hidden=32, bottleneck=256, train_gain=True)
+    config = DINOv2Config(head=head, ibot_head=head if separate else None, koleo_weight=0.0).override(
+        {"global_crops.size": 32, "local_crops": {"size": 16, "count": 8}}
+    )
+    torch.manual_seed(0)
+    # half-precision-proof initial features nearly coincide, as with the published initialisation; the centre is settled by hand,
+    # because it only takes away what all samples have in common
+    method = config.build(TINY, steps=1000)
+    batch = _batch(config, images=2)
+    for centering in method.centerings():
+        centering.momentum = 0.0
+    method(batch, 0)
+    for centering in method.centerings():
+        centering.update()
+    shown = {name.removeprefix("displayed/"): value.item() for name, value in method(batch, 0).diagnostics.items()}
+    for name, value in expected.items():
+        assert shown[name] == pytest.approx(value, rel=0.03), name
+    assert shown["total"] == pytest.approx(sum(shown[name] for name in expected), rel=1e-6)
+
+
+def test_dinov2__optimised_losses_are_the_displayed_ones_with_ibot_and_koleo_doubled():
+    config = CONFIGS["dinov2"]
+    output = config.build(TINY, steps=10)(_batch(config), 0)
+    for name, value in output.losses.items():
+        factor = 2 if name in ("ibot", "koleo") else 1
+        assert output.diagnostics[f"displayed/{name}"].item() * factor == pytest.approx(value.item(), rel=1e-6)
+
+
+def test_dinov2__blur_is_inverted_unless_the_paper_is_asked_for():
+    def blur(config: DINOv2Config) -> tuple:
+        crops = config.views(16).crops
+        return crops["global"].blur, crops["local"].blur
+
+    assert blur(DINOv2Config()) == ((0.0, 0.9), (0.5,))
+    assert blur(DINOv2Config(blur="paper")) == ((1.0, 0.1), (0.5,))
+    custom = DINOv2Config(blur="custom").override({"global_crops.blur": (0.2,)})
+    assert blur(custom) == ((0.2,), (0.5,))
+    with pytest.raises(ValidationError, match="set blur to 'custom'"):
+        DINOv2Config(global_crops=custom.global_crops)
+
+
+def test_supervised__loss_is_the_mean_over_all_views_of_labelled_images():
+    config = SupervisedConfig(classes=3, label_smoothing=0.2).override({k: v for k, v in SMALL.items() if k != "head"})
+    torch.manual_seed(0)
+    method, batch = config.build(TINY.override({"drop_path": 0.0}), steps=10), _batch(config)
+    batch = replace(batch, labels=torch.tensor([2, -1, 0, 1]))
+    expected = []
+    for crops in batch.crops.values():
+        for view in crops:
+            for image, label in zip(view, batch.labels.tolist(), strict=True):
+                if label >= 0:
+                    scores = method.student.head(method.student.backbone(image[None]).cls)[0]
+                    log_probs = scores - scores.exp().sum().log()
+                    expected.append(-(0.8 * log_probs[label] + 0.2 * log_probs.mean()).item())
+    output = method(batch, 0)
+    assert len(expected) == 4 * 3
+    assert output.losses["supervised"].item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert 0 <= output.diagnostics["train/accuracy"].item() <= 1
+
+
+def test_supervised__no_labels_name_the_remedy():
+    config = CONFIGS["supervised"]
+    method = config.build(TINY, steps=10)
+    with pytest.raises(ConfigError, match="no labels"):
+        method(replace(_batch(config), labels=None), 0)
+    unlabelled = replace(_batch(config), labels=torch.full((4,), -1))
+    assert method(unlabelled, 0).losses["supervised"].item() == 0.0
 
 
 def test_dinov2__separate_ibot_head_has_its_own_prototypes():

@@ -6,7 +6,13 @@ import torch
 from raydino.methods.method import Network
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.train.config import OptimConfig
-from raydino.train.optim import build_optimizer, clip_gradients, learning_rate, set_schedules
+from raydino.train.optim import (
+    build_optimizer,
+    clip_gradients,
+    drop_last_layer_gradients,
+    learning_rate,
+    set_schedules,
+)
 
 
 def _student() -> Network:
@@ -78,6 +84,51 @@ def test_clip_gradients__bounds_what_it_says_and_returns_the_norm_from_before(pe
             original = originals[f"{module_name}.{name}"]
             norm = original.norm() if per == "per_tensor" else whole
             torch.testing.assert_close(parameter.grad, original * min(1.0, 0.05 / (norm.item() + 1e-6)))
+
+
+def test_set_schedules__last_layer_alone_stands_still():
+    student = _student()
+    optimizer = build_optimizer(student, OptimConfig())
+    set_schedules(optimizer, lr=1.0, weight_decay=0.3, last_layer_still=True)
+    still = {id(p) for group in optimizer.param_groups if group["lr"] == 0.0 for p in group["params"]}
+    assert still == {id(p) for p in student.head.prototypes.parameters()}
+
+
+def test_drop_last_layer_gradients__leaves_the_others():
+    student = _student()
+    for parameter in student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    drop_last_layer_gradients(student)
+    without = {name for name, p in student.named_parameters() if p.grad is None}
+    assert without == {"head.prototypes.direction", "head.prototypes.gain"}
+
+
+def test_lars__equals_the_rule_written_out_per_number():
+    student = _student()
+    optimizer = build_optimizer(student, OptimConfig(optimizer="lars", momentum=0.8))
+    weights = {name: p.detach().clone().double() for name, p in student.named_parameters()}
+    speeds = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for step in range(3):
+        set_schedules(optimizer, lr=0.5, weight_decay=0.1)
+        for number, (name, parameter) in enumerate(student.named_parameters()):
+            gradient = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * step + number))
+            parameter.grad = gradient.clone()
+            update = gradient.double()
+            if weights[name].ndim > 1:
+                update = update + 0.1 * weights[name]
+                if weights[name].norm() > 0:
+                    update = update * 0.001 * weights[name].norm() / update.norm()
+            speeds[name] = 0.8 * speeds[name] + update
+            weights[name] = weights[name] - 0.5 * speeds[name]
+        optimizer.step()
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_build_optimizer__sgd_has_the_momentum_asked_for():
+    optimizer = build_optimizer(_student(), OptimConfig(optimizer="sgd", momentum=0.7))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
 
 
 def test_clip_gradients__zero_means_no_bound():

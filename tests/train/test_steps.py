@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from raydino import collectives
-from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig
-from raydino.nn.config import BackboneConfig
+from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SelfDistillationConfig, SupervisedConfig
+from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.schedule import constant
 from raydino.train import checkpoint as cp
 from raydino.train.config import OptimConfig
@@ -32,7 +32,8 @@ def make_loop(config: MethodConfig, *, drop_path: float = 0.2, accumulate: int =
     backbone = BackboneConfig(
         name="vit_tiny_patch16_224", patch_size=8, width=32, depth=2, heads=2, drop_path=drop_path
     )
-    method = config.override(SMALL).build(backbone, steps=STEPS)
+    small = {name: value for name, value in SMALL.items() if name != "head" or isinstance(config, SelfDistillationConfig)}
+    method = config.override(small).build(backbone, steps=STEPS)
     optim = OptimConfig(lr=1e-3, warmup=2, weight_decay=constant(0.04))
     return Loop(
         method=method,
@@ -59,7 +60,8 @@ def make_batches(start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[B
         masks[0, :, 2:7] = True
         mine = slice(rank, None, world)
         ids = tuple(bytes([i]) * 16 for i in range(IMAGES))[mine]
-        yield Batch({k: v[:, mine] for k, v in crops.items()}, masks[:, mine], ids, step)
+        labels = (torch.arange(IMAGES) % 3)[mine]
+        yield Batch({k: v[:, mine] for k, v in crops.items()}, masks[:, mine], ids, step, labels)
 
 
 def losses_of(loop: Loop, batches: Iterator[Batch]) -> list[float]:
@@ -92,22 +94,44 @@ def test_training_steps__resumed_repeats_the_undisturbed_run_bit_for_bit(config:
     assert all(torch.equal(after[name], undisturbed[name]) for name in undisturbed)
 
 
-def _two_ranks(rank: int) -> tuple[list[float], torch.Tensor]:
-    config = DINOv2Config(
-        koleo_weight=0.0
-    )  # KoLeo looks for neighbours within a rank, so it alone depends on their number
-    loop = make_loop(config, drop_path=0.0)
-    losses = [
-        float(collectives.all_mean(report.metrics["loss/total"]))
-        for report in training_steps(loop, make_batches(rank=rank, world=collectives.world_size()))
-    ]
-    return losses, loop.method.teacher.head.prototypes.direction.detach().clone()
+# KoLeo looks for neighbours within a rank, so it alone depends on their number.
+OVER_RANKS = {
+    "dino": DINOConfig(),
+    "dinov2": DINOv2Config(koleo_weight=0.0),
+    "dinov2_long": DINOv2Config(
+        koleo_weight=0.0, centering="sinkhorn_knopp", ibot_head=HeadConfig(prototypes=48, hidden=32, bottleneck=16)
+    ),
+    "supervised": SupervisedConfig(classes=3),
+}
+
+
+def _over_ranks(rank: int) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    out = {}
+    for name, config in OVER_RANKS.items():
+        loop, gradients = make_loop(config, drop_path=0.0), []
+        weight = loop.method.student.backbone.vit.blocks[0].attn.qkv.weight
+        # after the mean over ranks and after clipping; `append` returns the None that a hook has to
+        loop.optimizer.register_step_pre_hook(lambda *_, w=weight, g=gradients: g.append(w.grad.clone()))
+        losses = [
+            float(collectives.all_mean(report.metrics["loss/total"]))
+            for report in training_steps(loop, make_batches(rank=rank, world=collectives.world_size()))
+        ]
+        centers = {key: value for key, value in loop.method.state_dict().items() if key.endswith("center")}
+        teacher = loop.method.teacher.backbone.vit.blocks[0].attn.qkv.weight.detach().clone()
+        out[name] = (losses, {**centers, "gradient": gradients[0], "teacher": teacher})
+    return out
 
 
 def test_training_steps__two_ranks_train_what_one_does(gloo):
-    (one, weights), (two, both) = gloo(_two_ranks, 1)[0], gloo(_two_ranks, 2)[0]
-    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=2e-4, atol=0)
-    torch.testing.assert_close(both, weights, rtol=2e-3, atol=2e-4)
+    """Losses, centres, Sinkhorn targets (through the loss), gradients and the teacher after all steps."""
+    one, two = gloo(_over_ranks, 1)[0], gloo(_over_ranks, 2)
+    for name, (losses, tensors) in one.items():
+        for rank in two:
+            torch.testing.assert_close(torch.tensor(rank[name][0]), torch.tensor(losses), rtol=2e-4, atol=0)
+            assert rank[name][1].keys() == tensors.keys()
+            for key, tensor in tensors.items():
+                torch.testing.assert_close(rank[name][1][key], tensor, rtol=2e-3, atol=2e-4, msg=lambda m, at=(name, key): f"{at}: {m}")
+        assert len([key for key in tensors if key.endswith("center")]) == {"dino": 1, "dinov2": 2}.get(name, 0)
 
 
 def test_training_steps__micro_batches_train_what_one_batch_does():
@@ -157,13 +181,25 @@ def test_training_steps__all_ranks_stop_for_one(gloo):
     assert all("step 0" in message for message in messages)
 
 
-def test_training_steps__prototypes_stand_still_while_frozen():
-    loop = make_loop(DINOConfig(freeze_last_layer=3))
+@pytest.mark.parametrize("config", [DINOConfig(freeze_last_layer=3), DINOv2Config(freeze_last_layer=3)], ids=["dino", "dinov2"])
+def test_training_steps__prototypes_stand_still_while_frozen(config: MethodConfig):
+    """DINO's AdamW knows nothing of the frozen steps, DINOv2's has gathered moments in them."""
+    loop = make_loop(config)
     prototypes = loop.method.student.head.prototypes.direction
-    start, moved = prototypes.detach().clone(), []
+    start, moved, moments = prototypes.detach().clone(), [], []
     for _ in training_steps(loop, make_batches()):
         moved.append(not torch.equal(prototypes, start))
+        moments.append("exp_avg" in loop.optimizer.state[prototypes])
     assert moved == [False] * 3 + [True] * (STEPS - 3)
+    assert moments == [isinstance(config, DINOv2Config)] * 3 + [True] * (STEPS - 3)
+
+
+def test_training_steps__reports_the_gradient_norm_of_each_sub_module():
+    config = DINOv2Config(ibot_head=HeadConfig(prototypes=48, hidden=32, bottleneck=16))
+    report = next(training_steps(make_loop(config), make_batches()))
+    parts = [float(report.metrics[f"optim/grad_norm_{name}"]) for name in ("backbone", "head", "ibot_head")]
+    assert all(part > 0 for part in parts)
+    assert math.hypot(*parts) == pytest.approx(float(report.metrics["optim/grad_norm"]), rel=1e-5)
 
 
 def test_training_steps__reports_schedules_and_images():

@@ -3,11 +3,13 @@
 Driver and workers build it from the same recipe, so both see the same plan; nothing of it is sent between them.
 """
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
 from raydino.data.plan import Plan
 from raydino.evals.evaluation import ImageSet, Labelled, labelled_sets
@@ -35,11 +37,22 @@ def resolve(recipe: Recipe, storage: Path) -> str:
     """Where the recipe's images lie, as an address that holds on every node; makes the built-in ones if need be."""
     path = recipe.data.path
     if path == BUILTIN:
-        folder = storage / "builtin-images"
-        if not (folder / "manifest.json").exists():
-            write_builtin(str(folder))
-        return str(folder)
+        return str(_builtin(storage / "builtin-images"))
     return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+def _builtin(folder: Path) -> Path:
+    """The built-in images, made once: written beside and renamed, so that neither a second run nor a killed one meets half of them."""
+    if not (folder / "manifest.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".builtin-", dir=folder.parent) as beside:
+            write_builtin(f"{beside}/images")
+            try:
+                Path(beside, "images").rename(folder)
+            except OSError as error:  # not empty: another run was faster, unless what lies there is something else
+                if not (folder / "manifest.json").exists():
+                    raise ConfigError(f"cluster.storage: {folder} holds no built-in images ({error}); move it away.") from error
+    return folder
 
 
 def open_inputs(recipe: Recipe, path: str) -> Inputs:

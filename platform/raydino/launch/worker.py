@@ -34,9 +34,20 @@ from raydino.launch.inputs import Inputs, open_inputs
 from raydino.recipe import Recipe
 from raydino.tracking.meters import Meter, Rate
 from raydino.tracking.mlflow_run import MLflowRun
-from raydino.tracking.run import FEATURE_STD, PIXELS_TOP1, RANKME, UNIFORMITY, Run, Status, evaluation_metric
+from raydino.tracking.run import (
+    COLLAPSED,
+    FEATURE_STD,
+    PIXELS_TOP1,
+    RANKME,
+    TEACHER_DISTANCE,
+    UNIFORMITY,
+    Run,
+    Status,
+    evaluation_metric,
+)
 from raydino.tracking.spool import Spool
 from raydino.train import checkpoint as checkpoints
+from raydino.train.health import COLLAPSE_ADVICE, CollapseAlarm, teacher_distance
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import native_bf16, replicate
 from raydino.train.steps import Loop, NonFiniteError, StepReport, training_steps
@@ -216,6 +227,7 @@ class _Record:
     def __init__(self, job: Job, rank: int) -> None:
         self._job, self._rank = job, rank
         self._meter, self.rate = Meter(), Rate()
+        self._alarm, self._alarmed = CollapseAlarm(warmup=in_steps(job.recipe.optim.warmup, job.recipe.steps)), False
         self.run = self._open() if rank == 0 else None
 
     def _open(self) -> Run:
@@ -228,9 +240,14 @@ class _Record:
     def step(self, report: StepReport, *, now: bool) -> None:
         """Count a step; write the means since the last line if it is time (`now`)."""
         self._meter.add(report.metrics)
+        self._alarm.add(report.metrics, report.step)
         self.rate.step(images=report.images, waited=report.waited)
         if now:
-            self.log({**self._meter.take(), **self.rate.take()}, report.step + 1)
+            verdict = self._alarm.verdict()
+            self.log({**self._meter.take(), **verdict, **self.rate.take()}, report.step + 1)
+            if verdict.get(COLLAPSED) and not self._alarmed and self.run is not None:
+                self._alarmed = True  # said once; the metric goes on
+                log.warning("step %d: the run has collapsed. %s", report.step + 1, COLLAPSE_ADVICE)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Write metrics of `step` finished steps."""
@@ -271,6 +288,8 @@ class _Judge:
         features, _ = extract(encoder, inputs.probe, self._job.recipe.data.normalisation, device=self._loop.device)
         found = spectrum(features)
         metrics |= {RANKME: found["rankme"], FEATURE_STD: found["feature_std"], UNIFORMITY: found["uniformity"]}
+        method = self._loop.method
+        metrics[TEACHER_DISTANCE] = float(teacher_distance(student=method.student, teacher=method.teacher))
         self._record.log(metrics, done)
         if self._job.recipe.cadence.pictures and self._record.run is not None:
             self._draw(self._record.run, done)

@@ -50,6 +50,8 @@ class HeadConfig(Config):
     """Width of the L2-normalised bottleneck."""
     layers: Positive = 3
     """Linear layers of the MLP, the bottleneck's included."""
+    normalise: bool = True
+    """Whether the bottleneck is L2-normalised; without it 3 layers or more collapse (DINO, appendix C), so only for ablations."""
     train_gain: bool = False
     """Whether the prototypes' weight-norm gain is trained (DINOv2: yes) or fixed at 1 (DINO's `norm_last_layer`)."""
 

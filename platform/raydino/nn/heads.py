@@ -39,9 +39,12 @@ class Head(nn.Module):
             nn.init.zeros_(linear.bias)
             layers += [nn.GELU(), linear] if i else [linear]
         self.mlp = nn.Sequential(*layers)
+        self.normalise = config.normalise
         self.prototypes = Prototypes(config.bottleneck, config.prototypes, train_gain=config.train_gain)
 
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
         """Prototype scores (logits before any temperature)."""
-        # 1e-6 rather than torch's 1e-12, which half precision would flush to zero
-        return self.prototypes(F.normalize(self.mlp(features), dim=-1, eps=1e-6))
+        bottleneck = self.mlp(features)
+        if self.normalise:  # 1e-6 rather than torch's 1e-12, which half precision would flush to zero
+            bottleneck = F.normalize(bottleneck, dim=-1, eps=1e-6)
+        return self.prototypes(bottleneck)
