@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydino.data.decode import Undecodable, decode
+from raydino.data.plan import Plan
 from raydino.shards.reader import Collection
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class Request:
     """int64 row groups."""
     order: bytes
     """int64 places in the table of those groups, in the order of use."""
+
+
+def requests(plan: Plan, *, rank: int, world: int, start_step: int, steps: int) -> Iterator[Request]:
+    """What a rank fetches for steps [start_step, start_step + steps), in order of first need."""
+    windows = plan.windows(rank=rank, world=world, start_step=start_step, steps=steps)
+    for number, window in enumerate(windows):
+        groups, order = plan.window_groups(window), plan.window_order(window)
+        yield Request(number, window.epoch, groups.tobytes(), order.tobytes())
 
 
 @dataclass(frozen=True)
