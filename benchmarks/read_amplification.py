@@ -16,9 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "platform"))
-
 import pyarrow as pa
 
 from raydino.curation.synthetic import write_builtin
@@ -27,6 +24,7 @@ from raydino.data.plan import Plan
 from raydino.recipe import Recipe
 from raydino.shards.reader import Collection, open_collection
 
+ROOT = Path(__file__).resolve().parents[1]
 GOAL = 1.1
 WORKERS = (1, 2, 4)
 SETS = ("cifar10", "caltech101")
@@ -39,6 +37,7 @@ class Counted(Collection):
     decoded_rows = decoded_bytes = 0
 
     def read(self, group: int) -> pa.Table:
+        """Row group `group`, counted."""
         table = super().read(group)
         self.decoded_rows += table.num_rows
         self.decoded_bytes += table["bytes"].nbytes
