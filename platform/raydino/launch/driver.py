@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
+from raydino.launch.announce import plan_text
 from raydino.launch.command import Command, fail, parse, say
-from raydino.launch.preflight import check, plan_text, this_machine
+from raydino.launch.preflight import check, store_fault, this_machine
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def run(command: Command) -> int:
     if command.dry_run:
         return 0
     job = _prepare(command, run_dir, data_path, inputs)
-    return _carry_out(job)
+    return _carry_out(replace(job, store_bytes=facts.store_bytes))
 
 
 def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") -> "Job":
@@ -209,6 +211,8 @@ def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> No
                 f"cluster.workers = {job.cluster.workers}: the cluster has {resources.get(kind, 0.0):g} {kind}s, the run needs "
                 f"{amount:g} (reading included); lower cluster.workers or cluster.cpus_per_worker, or add nodes."
             )
+    if fault := store_fault(job.store_bytes, int(resources.get("object_store_memory", 0))):
+        raise ConfigError(fault)
 
 
 class _Stop:

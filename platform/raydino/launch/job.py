@@ -20,3 +20,5 @@ class Job:
     tracking_uri: str
     mlflow_run_id: str | None
     """None where the tracker could not be reached at the start: the record is then the spool alone."""
+    store_bytes: int = 0
+    """Bytes of Ray's object store that the run fills; 0 where images are decoded in the workers."""
