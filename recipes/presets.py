@@ -1,7 +1,7 @@
 """Every preset, as data: what was published, with its source, and what we chose for small data, with its reason.
 
-Published presets keep their authors' numbers; lengths are shares of the run, so `--steps` shortens them as a whole. Ours follow the
-rules of docs/presets.md. A score stands beside a preset only if it was measured with this code.
+Published presets keep their authors' numbers; lengths are shares of the run, so `--steps` shortens them as a whole.
+A score stands beside a preset only if it was measured with this code.
 """
 
 from raydino.evals.config import KNNConfig
@@ -143,7 +143,7 @@ _DINO_CIFAR_CPU = _CIFAR_CPU.override(
         "optim": OptimConfig(lr=5e-4, warmup=0.1, weight_decay=constant(0.04)),
     }
 )
-# The published "vanilla" ViT-S/16 (defaults of main_dino.py): 8 GPUs, 1.75 days of V100, ImageNet-1k k-NN 69.3. Not measured here.
+# The published "vanilla" ViT-S/16 (defaults of main_dino.py): 8 V100, 1.75 days, ImageNet-1k k-NN 69.3. Not measured here.
 _DINO_VITS16 = Recipe(
     name="dino-vits16",
     steps=100 * (IMAGENET_EPOCH // 512),

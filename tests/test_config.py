@@ -163,5 +163,7 @@ def test_override__dotted_keys_that_share_a_branch_all_count():
         {"method.local_crops.flip": 0.5, "method": {"local_crops": {"size": 8}}, "method.local_crops.count": 3},
         {"method.local_crops.count": 3, "method.local_crops": {"flip": 0.5, "size": 8}},
     ):
-        crops = Recipe().override({"backbone.patch_size": 8, "method.global_crops.size": 16, **changes}).method.local_crops
+        crops = (
+            Recipe().override({"backbone.patch_size": 8, "method.global_crops.size": 16, **changes}).method.local_crops
+        )
         assert (crops.size, crops.count, crops.flip) == wanted

@@ -5,8 +5,8 @@ A change that is meant to alter a loss records new traces with
 
     RAYDINO_RECORD_GOLDEN=1 python -m pytest tests/golden
 
-and says so in the changelog. Processors round differently: between AVX-512, AVX2 and plain code these traces were measured to differ
-by 2e-6 at most, and the tolerance leaves room for other matrix libraries.
+and says so in the changelog. Processors round differently: between AVX-512 and plain code these traces were measured to
+differ by 2e-6 at most, and the tolerance leaves room for other matrix libraries.
 """
 
 import json
@@ -32,7 +32,12 @@ from raydino.train.steps import training_steps
 STEPS = 50
 TOLERANCE = 1e-4
 FOLDER = Path(__file__).parent
-CROPS = {"global_crops.size": 16, "local_crops.size": 8, "local_crops.count": 2, "teacher_momentum": {"start": 0.95, "end": 1.0}}
+CROPS = {
+    "global_crops.size": 16,
+    "local_crops.size": 8,
+    "local_crops.count": 2,
+    "teacher_momentum": {"start": 0.95, "end": 1.0},
+}
 SMALL = {**CROPS, "head": {"prototypes": 64, "hidden": 32, "bottleneck": 16}, "freeze_last_layer": 5}
 METHODS = {
     "dino": DINOConfig().override(SMALL),
@@ -91,13 +96,21 @@ def trace(config: MethodConfig, images: Path) -> dict[str, list[float]]:
 def test_trace__fifty_steps_give_the_recorded_losses(name: str, images: Path):
     found, path = trace(METHODS[name], images), FOLDER / f"{name}.json"
     if os.environ.get("RAYDINO_RECORD_GOLDEN"):
-        lines = [f"{json.dumps(key)}: {json.dumps([round(value, 6) for value in values])}" for key, values in found.items()]
+        lines = [
+            f"{json.dumps(key)}: {json.dumps([round(value, 6) for value in values])}" for key, values in found.items()
+        ]
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     recorded = json.loads(path.read_text())
     assert found.keys() == recorded.keys()
     for key, values in recorded.items():
         assert len(values) == STEPS
-        torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(values), rtol=TOLERANCE, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            torch.tensor(found[key]),
+            torch.tensor(values),
+            rtol=TOLERANCE,
+            atol=1e-6,
+            msg=lambda m, key=key: f"{key}: {m}",
+        )
 
 
 def test_trace__a_loss_weight_that_is_off_by_a_percent_is_noticed(images: Path):

@@ -51,12 +51,12 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(tiny: Path, small_images: Path, storage: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start recipes/dinov2.py on the tiny run as a user would; further flags are the arguments."""
+    """Start recipes/dinov2.py, or another script, on the tiny run as a user would; further flags are the arguments."""
 
-    def start(*flags: str) -> subprocess.Popen[str]:
+    def start(*flags: str, script: Path = ROOT / "recipes" / "dinov2.py") -> subprocess.Popen[str]:
         command = [
             sys.executable,
-            str(ROOT / "recipes" / "dinov2.py"),
+            str(script),
             "--config",
             str(tiny),
             "--data",

@@ -40,8 +40,8 @@ def test_parse__no_words_is_the_recipe_itself():
 
 def test_parse__a_flag_is_an_override():
     words = (
-        "--steps 7 --method.koleo-weight 0.2 --method.blur custom --method.global_crops.blur 0.25 0.5 --method.global-crops.flip 0.25 "
-        "--evals.knn.k 3 --cadence.pictures False"
+        "--steps 7 --method.koleo-weight 0.2 --method.blur custom --method.global_crops.blur 0.25 0.5 "
+        "--method.global-crops.flip 0.25 --evals.knn.k 3 --cadence.pictures False"
     )
     expected = PRESETS["laptop"].override(
         {

@@ -39,7 +39,9 @@ def test_resolve__two_runs_at_once_share_one_set(tmp_path: Path, writes: list[st
     assert len(writes) == before
 
 
-def test_resolve__a_run_killed_while_writing_leaves_no_half_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str]):
+def test_resolve__a_run_killed_while_writing_leaves_no_half_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str]
+):
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "write_builtin", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

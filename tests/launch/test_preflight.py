@@ -4,8 +4,9 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.launch import preflight
+from raydino.launch.announce import plan_text
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.preflight import Facts, Machine, check, plan_text, public_uri, this_machine, tokens_per_image
+from raydino.launch.preflight import Facts, Machine, check, public_uri, store_fault, this_machine
 from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
@@ -50,6 +51,10 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
         ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),
         ({"machine": {"ray": ""}}, ["Ray is not installed", "make setup"]),
         ({"cluster": {"storage": "s3://bucket/runs"}}, ["cluster.storage = s3://bucket/runs", "mounted"]),
+        (
+            {"facts": {"store_bytes": 900 * 2**20}},
+            ["cluster.object_store_mb = 600", "900 MB", "cluster.decode_in = worker", "data.window"],
+        ),
         ({"facts": {"parameters": 10**15}}, ["cluster.storage", "two checkpoints need 3.2e+04 TB"]),
     ],
 )
@@ -90,6 +95,8 @@ def test_check__storage_that_is_a_file_or_not_writable(tmp_path, monkeypatch):
         ({"cluster": {"gpu": False}, "machine": {"gpus": 1}}, "cluster.gpu = false"),
         ({"facts": {"dropped": 600}}, "600 of 10,000"),
         ({"recipe": {"optim.warmup": 0}}, "optim.warmup = 0"),
+        ({"facts": {"read_amplification": 1.38, "curated": False}}, "recipes/curate.py"),
+        ({"facts": {"read_amplification": 1.38}}, "lanes = 8"),
     ],
 )
 def test_check__warns(tmp_path, given, word):
@@ -113,39 +120,15 @@ def test_check__another_cluster_is_not_measured_by_this_machine(tmp_path):
     assert checked(tmp_path, cluster=cluster) == []
 
 
-def test_plan_text__numbers_worked_out_by_hand():
-    # 10,000 images, 16 dropped: 156 steps of 64 an epoch; 1000 steps = 6.41 epochs; 64,000 images at 32/s = 2000 s.
-    text = plan_text(Recipe(), ClusterConfig(workers=2, accumulate=4), FACTS, warnings=["mind the gap"])
-    for words in (
-        Recipe().id,
-        "10,000 from builtin, 10 classes",
-        "1,000 steps of 64 = 64,000 images = 6.41 epochs",
-        "156 steps, 16 images left over",
-        "2 workers x 4 micro-batches x 8 images, 8 lanes",
-        "100 steps = 10.0% of the run",
-        "0.000125 at its peak",  # 5e-4 * sqrt(64 / 1024)
-        "690 per image in the student, 394 in the teacher",  # 2 * 197 + 8 * 37 and 2 * 197
-        "33 min 20 s",
-        "warning  mind the gap",
-    ):
-        assert words in text, words
-
-
-def test_plan_text__leaves_out_what_is_unknown():
-    unknown = replace(FACTS, parameters=0, images_per_second=0.0, classes=0)
-    text = plan_text(Recipe(), ClusterConfig(), unknown, warnings=[])
-    assert "memory" not in text
-    assert "time " not in text
-    assert "no labels" in text
-
-
-def test_tokens_per_image__counted_patch_by_patch():
-    recipe = Recipe().override({"backbone.registers": 4, "backbone.patch_size": 8, "method.local_crops.count": 3})
-
-    def count(size):
-        return len([(y, x) for y in range(0, size, 8) for x in range(0, size, 8)]) + 1 + 4
-
-    assert tokens_per_image(recipe) == (2 * count(224) + 3 * count(96), 2 * count(224))
+def test_store_fault__of_a_joined_cluster_is_judged_by_its_own_store(tmp_path):
+    assert (
+        checked(tmp_path, cluster={"address": "auto", "tracking_uri": "http://host"}, facts={"store_bytes": 10**12})
+        == []
+    )
+    assert store_fault(0, 0) is None and store_fault(2**20, 2**20) is None
+    fault = store_fault(2**20 + 1, 2**20)
+    assert fault is not None
+    assert all(word in fault for word in ("object store = 1:", "give it 2", "cluster.decode_in = worker"))
 
 
 def test_public_uri__drops_user_and_password():

@@ -103,6 +103,45 @@ def test_run__a_killed_worker_is_replaced_and_the_losses_stay_the_same(recipe: S
         worker.kill()
     _finish(process)
     assert _losses(run_dir) == _losses(undisturbed)
+    assert not [path for path in run_dir.iterdir() if path.name.startswith(("failure", "errors"))]
+
+
+BUGGY = """
+from raydino.launch.driver import main
+from raydino.methods.config import DINOv2Config
+from raydino.recipe import Recipe
+
+
+class BuggyConfig(DINOv2Config):
+    def build(self, backbone, *, steps):
+        from raydino.methods.dinov2 import DINOv2
+
+        class Buggy(DINOv2):
+            def forward(self, batch, step):
+                if step == 7:
+                    raise ZeroDivisionError("the new loss divides by zero")
+                return super().forward(batch, step)
+
+        return Buggy(self, backbone, steps=steps)
+
+
+main(Recipe(method=BuggyConfig()), {}, description="a method with a bug")
+"""
+
+
+def test_run__a_bug_is_tried_twice_and_no_more(recipe: Start, storage: Path, tmp_path: Path):
+    script = tmp_path / "buggy.py"
+    script.write_text(BUGGY)
+    process = recipe("--name", "buggy", "--cluster.max-failures", "5", script=script)
+    output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1, output
+    for words in ("ZeroDivisionError after step 7, and again", "the new loss divides by zero", "errors-rank0.jsonl"):
+        assert words in output
+    assert "--resume auto" in output and "Traceback" not in output
+    run_dir = _run_dir(storage, "buggy")
+    errors = [json.loads(line) for line in (run_dir / "errors-rank0.jsonl").read_text().splitlines()]
+    assert [error["step"] for error in errors] == [7, 7]
+    assert all("in forward" in error["traceback"] for error in errors)
 
 
 def test_run__sigterm_leaves_a_checkpoint_of_the_last_step_and_status_143(recipe: Start, storage: Path):

@@ -18,6 +18,7 @@ from raydino.tracking.mlflow_run import (
     default_uri,
     finish,
     replay,
+    run_page,
 )
 from raydino.tracking.redact import HIDDEN
 from raydino.tracking.spool import Spool
@@ -44,6 +45,7 @@ def create(store: Path, **changes: object) -> str:
         "tags": {"fingerprint": "abc"},
         "dataset": DatasetRecord(name="cifar", digest="f" * 64, source="s3://id:hunter2@bucket/x", rows=50_000),
         "recipe_yaml": "seed: 3\ntoken: hf_abcdefghijklmnopqrstuvwxyz\n",
+        "cluster_yaml": "workers: 2\n",
     }
     return create_run(**{**arguments, **changes})  # type: ignore[arg-type]
 
@@ -63,8 +65,35 @@ def test_create_run__records_params_tags_dataset_and_recipe(store: Path, capfd: 
     assert (given.dataset.name, given.dataset.digest) == ("cifar", "f" * 36)
     assert "50000" in given.dataset.profile and given.dataset.source_type == "s3"
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert "workers: 2" in (folder / "cluster.yaml").read_text()
     assert folder.is_relative_to(store / "artifacts") and "seed: 3" in (folder / "recipe.yaml").read_text()
     assert capfd.readouterr() == ("", "")  # making the store is no reason for a wall of messages
+
+
+def test_create_run__the_experiment_opens_as_model_training(store: Path) -> None:
+    """The words are those of MLflow's own page, shipped with the server."""
+    run = client(store).get_run(create(store))
+    kind = client(store).get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"]
+    assert f'CUSTOM_MODEL_DEVELOPMENT="{kind}"' in _page_scripts()
+
+
+def test_run_page__opens_as_model_training_and_tells_no_password(store: Path) -> None:
+    run_id = create(store)
+    experiment = client(store).get_run(run_id).info.experiment_id
+    page = run_page(default_uri(store), run_id)
+    assert page is not None
+    assert page.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run_id}/model-metrics?")
+    # The word that the page's own switch puts into its address, shipped with the server.
+    assert f'MACHINE_LEARNING="{page.rpartition("workflowType=")[2]}"' in _page_scripts()
+    assert run_page(DEAD, run_id) is None
+    assert run_page("postgresql://user:hunter2@host/db", run_id) is None
+
+
+def _page_scripts() -> str:
+    import mlflow
+
+    folder = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    return "".join(script.read_text() for script in folder.glob("main.*.js"))
 
 
 def test_create_run__trims_long_values_and_cleans_keys(store: Path) -> None:

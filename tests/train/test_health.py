@@ -1,4 +1,4 @@
-"""The collapse alarm: silent on healthy diagnostics and at the start, loud on both kinds of collapse; the distance of two networks."""
+"""The collapse alarm: silent on healthy diagnostics and at the start, loud on every kind of collapse."""
 
 import math
 
@@ -15,7 +15,9 @@ K, IMAGES = 32, 16
 
 def _diagnostics(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
     return teacher_diagnostics(
-        teacher_probs=targets.expand(2, IMAGES, K), features=features.expand(2, IMAGES, 8), cross_entropy=torch.tensor(1.0)
+        teacher_probs=targets.expand(2, IMAGES, K),
+        features=features.expand(2, IMAGES, 8),
+        cross_entropy=torch.tensor(1.0),
     )
 
 
@@ -36,7 +38,9 @@ def _verdicts(*spans: tuple[dict, int], warmup: int = 0) -> list[float | None]:
     return out
 
 
-@pytest.mark.parametrize("collapsed", [ONE_PROTOTYPE, UNIFORM, SAME_FEATURES], ids=["one prototype", "uniform", "features"])
+@pytest.mark.parametrize(
+    "collapsed", [ONE_PROTOTYPE, UNIFORM, SAME_FEATURES], ids=["one prototype", "uniform", "features"]
+)
 def test_collapse_alarm__rings_within_fifty_steps_of_a_collapse(collapsed: dict):
     verdicts = _verdicts((HEALTHY, 100), (collapsed, 50))
     assert verdicts[99] == 0.0

@@ -32,7 +32,9 @@ def make_loop(config: MethodConfig, *, drop_path: float = 0.2, accumulate: int =
     backbone = BackboneConfig(
         name="vit_tiny_patch16_224", patch_size=8, width=32, depth=2, heads=2, drop_path=drop_path
     )
-    small = {name: value for name, value in SMALL.items() if name != "head" or isinstance(config, SelfDistillationConfig)}
+    small = {
+        name: value for name, value in SMALL.items() if name != "head" or isinstance(config, SelfDistillationConfig)
+    }
     method = config.override(small).build(backbone, steps=STEPS)
     optim = OptimConfig(lr=1e-3, warmup=2, weight_decay=constant(0.04))
     return Loop(
@@ -130,7 +132,9 @@ def test_training_steps__two_ranks_train_what_one_does(gloo):
             torch.testing.assert_close(torch.tensor(rank[name][0]), torch.tensor(losses), rtol=2e-4, atol=0)
             assert rank[name][1].keys() == tensors.keys()
             for key, tensor in tensors.items():
-                torch.testing.assert_close(rank[name][1][key], tensor, rtol=2e-3, atol=2e-4, msg=lambda m, at=(name, key): f"{at}: {m}")
+                torch.testing.assert_close(
+                    rank[name][1][key], tensor, rtol=2e-3, atol=2e-4, msg=lambda m, at=(name, key): f"{at}: {m}"
+                )
         assert len([key for key in tensors if key.endswith("center")]) == {"dino": 1, "dinov2": 2}.get(name, 0)
 
 
@@ -181,7 +185,9 @@ def test_training_steps__all_ranks_stop_for_one(gloo):
     assert all("step 0" in message for message in messages)
 
 
-@pytest.mark.parametrize("config", [DINOConfig(freeze_last_layer=3), DINOv2Config(freeze_last_layer=3)], ids=["dino", "dinov2"])
+@pytest.mark.parametrize(
+    "config", [DINOConfig(freeze_last_layer=3), DINOv2Config(freeze_last_layer=3)], ids=["dino", "dinov2"]
+)
 def test_training_steps__prototypes_stand_still_while_frozen(config: MethodConfig):
     """DINO's AdamW knows nothing of the frozen steps, DINOv2's has gathered moments in them."""
     loop = make_loop(config)

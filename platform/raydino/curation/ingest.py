@@ -20,6 +20,7 @@ from raydino.curation.sources import SourceImage, open_source
 from raydino.data.decode import ImageHeader, Undecodable, decode, header
 from raydino.shards.manifest import Manifest, build
 from raydino.shards.schema import Folder, content_id, redacted
+from raydino.shards.writer import rows_per_group
 
 AHEAD = 8  # images in flight per thread: hides a slow decode; 64 photos of 10 MB on 8 threads are 640 MB
 
@@ -47,8 +48,12 @@ def ingest(
     return ingest_inputs(inputs, out, rules=Rules(max_bad, eval_fraction, seed), threads=threads)
 
 
-def ingest_inputs(inputs: Sequence[Input], out: str, *, rules: Rules, threads: int | None = None) -> Manifest:
-    """`ingest` of inputs that need not be files. The class names of all inputs are merged in order of first appearance."""
+def ingest_inputs(
+    inputs: Sequence[Input], out: str, *, rules: Rules, group_rows: int | None = None, threads: int | None = None
+) -> Manifest:
+    """`ingest` of inputs that need not be files. The class names of all inputs are merged in order of first appearance.
+    `group_rows` None lets the number of images choose the rows of a row group (`shards.writer.rows_per_group`).
+    """
     folder = Folder(out)
     if present := folder.files():
         raise ConfigError(
@@ -60,7 +65,8 @@ def ingest_inputs(inputs: Sequence[Input], out: str, *, rules: Rules, threads: i
         skipped = sum((item.skipped for item in inputs), Counter())
         raise SourceError(f"sources: 0 images found, {sum(skipped.values())} other files passed over; check the paths.")
     threads = threads or min(8, len(os.sched_getaffinity(0)))
-    with Outputs(folder, classes) as outputs, ThreadPoolExecutor(threads) as pool:
+    group_rows = group_rows or rows_per_group(round(total * (1 - rules.eval_fraction)))
+    with Outputs(folder, classes, rows_per_group=group_rows) as outputs, ThreadPoolExecutor(threads) as pool:
         ledger = Ledger(outputs, rules, total)
         judged = _in_order(
             pool, _judge, ((item.name, image) for item in inputs for image in item.images()), threads * AHEAD

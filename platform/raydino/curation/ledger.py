@@ -126,8 +126,8 @@ class Table:
 class Outputs:
     """The files of a curated folder while they are written. After an error the shards are removed and the tables stay."""
 
-    def __init__(self, folder: Folder, classes: tuple[str, ...]) -> None:
-        self.folder, self.classes = folder, classes
+    def __init__(self, folder: Folder, classes: tuple[str, ...], *, rows_per_group: int) -> None:
+        self.folder, self.classes, self.rows_per_group = folder, classes, rows_per_group
         self.decisions = Table(folder, DECISIONS, _DECISIONS)
         self.quarantine = Table(folder, QUARANTINE, _QUARANTINE)
         self.writers: dict[str, ShardWriter] = {}
@@ -152,7 +152,9 @@ class Outputs:
     def writer(self, split: str) -> ShardWriter:
         """The writer of a split."""
         if split not in self.writers:
-            self.writers[split] = ShardWriter(self.folder, split, classes=self.classes)
+            self.writers[split] = ShardWriter(
+                self.folder, split, classes=self.classes, rows_per_group=self.rows_per_group
+            )
         return self.writers[split]
 
     def finish(self) -> list[ShardFile]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydino.data.decode import Undecodable, decode
+from raydino.data.plan import Plan
 from raydino.shards.reader import Collection
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ class Request:
     """int64 places in the table of those groups, in the order of use."""
 
 
+def requests(plan: Plan, *, rank: int, world: int, start_step: int, steps: int) -> Iterator[Request]:
+    """What a rank fetches for steps [start_step, start_step + steps), in order of first need."""
+    windows = plan.windows(rank=rank, world=world, start_step=start_step, steps=steps)
+    for number, window in enumerate(windows):
+        groups, order = plan.window_groups(window), plan.window_order(window)
+        yield Request(number, window.epoch, groups.tobytes(), order.tobytes())
+
+
 @dataclass(frozen=True)
 class Fetch:
     """Reads a window; with a cropper it decodes and cuts as well. Runs in a Ray task or in a thread."""
@@ -104,9 +113,7 @@ def fetch_row(batch: pa.Table, *, fetch: Fetch) -> pa.Table:
     return fetch(Request(**batch.to_pylist()[0]))
 
 
-def cut_slot(
-    rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out: "Mapping[str, Pixels]"
-) -> Cut:
+def cut_slot(rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out: "Mapping[str, Pixels]") -> Cut:
     """Cuts the image at `place` of a window, or the next decodable one, into `out`; what was cut, and the bad ones met.
 
     Raises:

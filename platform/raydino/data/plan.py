@@ -159,12 +159,12 @@ class Plan:
         return epoch.groups[first:last]
 
     def read_amplification(self, epoch: int) -> float:
-        """Rows read in `epoch`, groups that two lanes share counted twice, over the rows of all groups."""
+        """Rows read in `epoch`, groups that two lanes share counted twice, over the rows used in it; 1 is ideal."""
         order = self._epoch(epoch)
         read = np.concatenate([[0], np.cumsum(self.row_groups[order.groups])])
         lane_rows = self.steps_per_epoch * self.per_lane
         spans = [self._group_span(order, lane * lane_rows, (lane + 1) * lane_rows) for lane in range(self.lanes)]
-        return float(sum(read[last] - read[first] for first, last in spans)) / self.rows
+        return float(sum(read[last] - read[first] for first, last in spans)) / (self.lanes * lane_rows)
 
     def _check(self) -> None:
         for name in ("global_batch", "lanes", "window"):

@@ -39,6 +39,7 @@ from raydino.data.fetch import (
     cut_slot,
     fetch_row,
     ready_slot,
+    requests,
 )
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, Window
@@ -161,9 +162,8 @@ class _Span:
 
     def requests(self) -> Iterator[Request]:
         """What to fetch, in order of first need."""
-        for number, window in enumerate(self._windows()):
-            groups, order = self.plan.window_groups(window), self.plan.window_order(window)
-            yield Request(number, window.epoch, groups.tobytes(), order.tobytes())
+        steps = self.steps
+        return requests(self.plan, rank=self._rank, world=self._world, start_step=steps.start, steps=len(steps))
 
     def places(self, tables: Iterator[pa.Table]) -> Iterator[tuple[int, list[_Place]]]:
         """Each step with its slots, ascending. A lane holds the windows its current step needs, and no others."""

@@ -9,19 +9,22 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
+from raydino.launch.announce import plan_text
 from raydino.launch.command import Command, fail, parse, say
-from raydino.launch.preflight import check, plan_text, this_machine
+from raydino.launch.preflight import check, store_fault, this_machine
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 
 if TYPE_CHECKING:
     from raydino.launch.inputs import Inputs
-    from raydino.launch.worker import Job
+    from raydino.launch.job import Job
 
 RUN_FILE = "run.json"
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,18 +64,21 @@ def run(command: Command) -> int:
     if command.dry_run:
         return 0
     job = _prepare(command, run_dir, data_path, inputs)
-    return _carry_out(job)
+    return _carry_out(replace(job, store_bytes=facts.store_bytes))
 
 
 def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") -> "Job":
     """Make the run's folder and its MLflow run."""
-    from raydino.launch.worker import FAILURE, STOP, Job
+    from raydino.launch.failure import ERRORS, FAILURE
+    from raydino.launch.job import Job
+    from raydino.launch.worker import STOP
     from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
 
     recipe, cluster = command.recipe, command.cluster
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for leftover in (STOP, FAILURE):
-        (run_dir / leftover).unlink(missing_ok=True)
+    for leftover in (STOP, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
+        for path in run_dir.glob(leftover):
+            path.unlink()
     (run_dir / "recipe.yaml").write_text(recipe.to_yaml())
     (run_dir / "cluster.yaml").write_text(cluster.to_yaml())
     known = json.loads((run_dir / RUN_FILE).read_text()) if (run_dir / RUN_FILE).exists() else {}
@@ -83,9 +89,10 @@ def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") 
             experiment=cluster.experiment,
             run_name=recipe.name,
             params=_flat(recipe.dump()),
-            tags=_tags(recipe, manifest.digest, cluster.to_yaml()),
+            tags=_tags(recipe, manifest.digest),
             dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
             recipe_yaml=recipe.to_yaml(),
+            cluster_yaml=cluster.to_yaml(),
             run_id=known.get("mlflow_run_id"),
         )
     except TrackerUnavailable as error:
@@ -100,7 +107,7 @@ def _carry_out(job: "Job") -> int:
     from raydino.launch.cluster import start_ray
     from raydino.launch.progress import Watch
     from raydino.launch.summary import summarise
-    from raydino.tracking.mlflow_run import finish
+    from raydino.tracking.mlflow_run import finish, run_page
 
     with start_ray(job.cluster):
         stop, training = _Stop(job.run_dir), _Training(job)
@@ -114,7 +121,9 @@ def _carry_out(job: "Job") -> int:
             finish(job.tracking_uri, job.mlflow_run_id, "FAILED")
         say(f"error: {error}\nThe run's folder: {job.run_dir}. Mend the cause and go on with --resume auto.")
         return 1
-    say(f"{_headline(summary)}\n{job.run_dir}  (make ui shows it in MLflow)")
+    page = run_page(job.tracking_uri, job.mlflow_run_id) if job.mlflow_run_id else None
+    first = "make ui, then " if job.tracking_uri.startswith("sqlite:") else ""
+    say(f"{_headline(summary)}\n{job.run_dir}" + (f"\n{first}{page}" if page else ""))
     return stop.status if summary["status"] != "finished" else 0
 
 
@@ -148,7 +157,7 @@ class _Training:
         return f"{type(self._error).__name__}: {causes[-1] if causes else ''}"
 
     def _failure(self) -> dict[str, Any] | None:
-        from raydino.launch.worker import FAILURE
+        from raydino.launch.failure import FAILURE
 
         path = self._job.run_dir / FAILURE
         try:
@@ -202,6 +211,8 @@ def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> No
                 f"cluster.workers = {job.cluster.workers}: the cluster has {resources.get(kind, 0.0):g} {kind}s, the run needs "
                 f"{amount:g} (reading included); lower cluster.workers or cluster.cpus_per_worker, or add nodes."
             )
+    if fault := store_fault(job.store_bytes, int(resources.get("object_store_memory", 0))):
+        raise ConfigError(fault)
 
 
 class _Stop:
@@ -253,15 +264,17 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _tags(recipe: Recipe, digest: str, cluster: str) -> dict[str, str]:
-    """Where a result comes from: code, recipe, data, machines."""
+def _tags(recipe: Recipe, digest: str) -> dict[str, str]:
+    """Where a result comes from: code, recipe, data. MLflow's own two make the line "Source" of its page."""
+    commit = _git("rev-parse", "HEAD") or "unknown"
     return {
-        "git_commit": _git("rev-parse", "HEAD") or "unknown",
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.git.commit": commit,
+        "git_commit": commit,
         "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
         "fingerprint": recipe.fingerprint(exclude=NOT_IN_FINGERPRINT),
         "run_id": recipe.id,
         "data_digest": digest,
-        "cluster": cluster,
     }
 
 

@@ -5,13 +5,16 @@ import time
 import torch
 
 from raydino.data.masks import block_masks
+from raydino.data.plan import Plan
+from raydino.data.stream import BLOCKS_AHEAD
+from raydino.launch.announce import tokens_per_image
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
-from raydino.launch.preflight import Facts, tokens_per_image
+from raydino.launch.preflight import Facts
 from raydino.launch.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.steps import train_step
-from raydino.views import Batch
+from raydino.views import Batch, Views
 
 # Bytes of activations that one token leaves in one block per dimension, attention scores not stored: 34 at 16 bits
 # (Korthikanti et al. 2022, section 4.1, which counts dropout masks that a ViT does not have), twice that at 32 bits.
@@ -33,9 +36,23 @@ def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_
         dropped=inputs.plan.dropped_per_epoch,
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),
+        store_bytes=store_bytes(inputs.plan, recipe.method.views(recipe.backbone.patch_size), world=cluster.workers)
+        if cluster.decode_in == "cluster"
+        else 0,
+        curated=bool(inputs.collection.manifest.stages),
         activation_bytes=micro * student * backbone.depth * backbone.width * ACTIVATION_BYTES[precision],
         images_per_second=images_per_second,
     )
+
+
+def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
+    """Bytes of Ray's object store that decoding in the cluster holds at once, over all nodes and `world` workers.
+
+    A window stays there until its last row is used: one per lane, and per worker those taken out ahead and one in the making.
+    """
+    image = sum(group.count * 3 * group.size**2 for group in views.crops.values())
+    rows = min(plan.window + int(plan.row_groups.max()) - 1, plan.steps_per_epoch * plan.per_lane)
+    return image * rows * (plan.lanes + world * (BLOCKS_AHEAD + 1))
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:

@@ -42,7 +42,7 @@ def resolve(recipe: Recipe, storage: Path) -> str:
 
 
 def _builtin(folder: Path) -> Path:
-    """The built-in images, made once: written beside and renamed, so that neither a second run nor a killed one meets half of them."""
+    """The built-in images, made once: written beside and renamed, so that no run meets half of them, not even after a kill."""
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".builtin-", dir=folder.parent) as beside:
@@ -51,7 +51,9 @@ def _builtin(folder: Path) -> Path:
                 Path(beside, "images").rename(folder)
             except OSError as error:  # not empty: another run was faster, unless what lies there is something else
                 if not (folder / "manifest.json").exists():
-                    raise ConfigError(f"cluster.storage: {folder} holds no built-in images ({error}); move it away.") from error
+                    raise ConfigError(
+                        f"cluster.storage: {folder} holds no built-in images ({error}); move it away."
+                    ) from error
     return folder
 
 

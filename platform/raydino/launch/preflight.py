@@ -1,4 +1,4 @@
-"""What can be known to fail is refused before Ray starts, and what will be done is printed before it is done.
+"""What can be known to fail is refused before Ray starts.
 
 Only numbers come in (`Machine`, `Facts`), so this file needs neither torch nor Ray nor the images, and every rule can
 be tested without a machine that breaks it. An impossible run raises ConfigError; a doubtful one returns warnings.
@@ -19,6 +19,7 @@ RAY_TESTED = "2.60."
 PYTHON_LEAST = (3, 11)
 STATE_BYTES_PER_PARAMETER = 20  # float32: student, teacher, its gradient and AdamW's two moments
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
+READ_MOST = 1.1  # rows read for each row used; folders written by curation stay below it
 SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
 
 
@@ -46,9 +47,13 @@ class Facts:
     dropped: int
     """Images of an epoch that fill no whole global batch."""
     read_amplification: float
-    """Rows read for each row used; 1 is ideal."""
+    """Rows read in an epoch for each row used; 1 is ideal."""
     parameters: int
     """Parameters of one network, backbone and heads (the teacher has as many); 0 if unknown."""
+    curated: bool = True
+    """Whether the images lie in a folder written by curation."""
+    store_bytes: int = 0
+    """Bytes of Ray's object store that the run fills; 0 where images are decoded in the workers."""
     activation_bytes: int = 0
     """Estimated activations of one micro-batch on one worker; 0 if unknown."""
     images_per_second: float = 0.0
@@ -102,7 +107,7 @@ def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Mach
     """Refuse what cannot work. Raises ConfigError with one line per fault (field, value, remedy); returns warnings."""
     faults = [
         *_share_faults(recipe, cluster, facts),
-        *(_machine_faults(cluster, machine) if cluster.is_local else []),
+        *(_machine_faults(cluster, machine, facts) if cluster.is_local else []),
         *_version_faults(machine),
         *_storage_faults(recipe, cluster, facts),
     ]
@@ -133,7 +138,11 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
     if (classes := getattr(recipe.method, "classes", 0)) and classes != facts.classes:
         faults.append(
             f"method.classes = {classes}: the images of data.path = {recipe.data.path} have "
-            + (f"{facts.classes} classes; set method.classes to that." if facts.classes else "no labels; give labelled ones.")
+            + (
+                f"{facts.classes} classes; set method.classes to that."
+                if facts.classes
+                else "no labels; give labelled ones."
+            )
         )
     if facts.images < recipe.global_batch:
         faults.append(
@@ -143,8 +152,10 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
     return faults
 
 
-def _machine_faults(cluster: ClusterConfig, machine: Machine) -> list[str]:
+def _machine_faults(cluster: ClusterConfig, machine: Machine, facts: Facts) -> list[str]:
     faults = []
+    if fault := store_fault(facts.store_bytes, cluster.object_store_mb * 2**20, field="cluster.object_store_mb"):
+        faults.append(fault)
     if cluster.workers * cluster.cpus_per_worker > machine.cpus:
         faults.append(
             f"cluster.workers = {cluster.workers} with cluster.cpus_per_worker = {cluster.cpus_per_worker:g} need "
@@ -160,6 +171,21 @@ def _machine_faults(cluster: ClusterConfig, machine: Machine) -> list[str]:
             )
         )
     return faults
+
+
+def store_fault(needed: int, store: int, *, field: str = "the cluster's object store") -> str | None:
+    """What is wrong where blocks of crops would not fit into Ray's object store: it would spill them to disk, or stall.
+
+    `needed` and `store` in bytes; `needed` 0 where images are decoded in the workers.
+    """
+    if needed <= store:
+        return None
+    least = -(-needed // 2**20)
+    return (
+        f"{field} = {store // 2**20}: cluster.decode_in = cluster keeps {least:,} MB of cut windows in it (lanes and workers × "
+        f"data.window × the bytes of all crops); give it {least}, or use cluster.decode_in = worker, or a smaller data.window "
+        "(a new run)."
+    )
 
 
 def _version_faults(machine: Machine) -> list[str]:
@@ -186,8 +212,8 @@ def _storage_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> lis
     free, needed = shutil.disk_usage(existing).free, 2 * facts.checkpoint_bytes
     if free < needed:
         return [
-            f"{name}: {_bytes(free)} free, two checkpoints need {_bytes(needed)} (cadence.keep = {recipe.cadence.keep} "
-            f"need {_bytes(recipe.cadence.keep * facts.checkpoint_bytes)}); free some space or name another folder."
+            f"{name}: {in_bytes(free)} free, two checkpoints need {in_bytes(needed)} (cadence.keep = {recipe.cadence.keep} "
+            f"need {in_bytes(recipe.cadence.keep * facts.checkpoint_bytes)}); free some space or name another folder."
         ]
     return []
 
@@ -206,7 +232,7 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
     store = cluster.object_store_mb * 2**20
     if cluster.is_local and machine.shared_memory < SHARED_MEMORY_LEAST * store:
         out.append(
-            f"/dev/shm has {_bytes(machine.shared_memory)} free for cluster.object_store_mb = "
+            f"/dev/shm has {in_bytes(machine.shared_memory)} free for cluster.object_store_mb = "
             f"{cluster.object_store_mb}; Ray will use the disk instead. In a container, give it more with --shm-size."
         )
     if cluster.is_local and not cluster.use_gpu(machine.gpus) and machine.gpus:
@@ -216,59 +242,21 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"{facts.dropped:,} of {facts.images:,} images ({facts.dropped / facts.images:.0%}) are left out of each "
             "epoch, another part every time; a smaller global_batch leaves out fewer."
         )
+    if facts.read_amplification > READ_MOST:
+        remedy = (
+            f"a smaller number of lanes reads less (lanes = {recipe.lanes}; a new run)"
+            if facts.curated
+            else "its row groups are large for so few images: `python recipes/curate.py --source PATH --out NEW` rewrites them"
+        )
+        out.append(
+            f"data.path = {recipe.data.path}: {facts.read_amplification:.2f} rows are read for each row used, more than "
+            f"{READ_MOST}; {remedy}."
+        )
     if in_steps(recipe.optim.warmup, recipe.steps) == 0 and recipe.steps * recipe.global_batch >= facts.images:
         out.append(
             "optim.warmup = 0: vision transformers usually diverge without a warm-up; 0.1 is the published share."
         )
     return out
-
-
-def tokens_per_image(recipe: Recipe) -> tuple[int, int]:
-    """Tokens per image that student and teacher compute: patches, cls and registers of their crops."""
-    crops = (recipe.method.global_crops, recipe.method.local_crops)
-    each = [c.count * ((c.size // recipe.backbone.patch_size) ** 2 + 1 + recipe.backbone.registers) for c in crops]
-    return sum(each), each[0]
-
-
-def plan_text(recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings: list[str]) -> str:
-    """What a run will do, for `--dry-run` and the start of a run: one line per matter, warnings last."""
-    steps, batch = recipe.steps, recipe.global_batch
-    per_epoch = max(1, (facts.images - facts.dropped) // batch)
-    warmup, (student, teacher) = in_steps(recipe.optim.warmup, steps), tokens_per_image(recipe)
-    where = Path(cluster.storage) / recipe.id
-    classes = f"{facts.classes} classes" if facts.classes else "no labels"
-    micro = cluster.micro_batch(batch)
-    rows = [
-        ("run", f"{recipe.id} in {where}"),
-        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}"),
-        ("length", f"{steps:,} steps of {batch:,} = {steps * batch:,} images = {steps / per_epoch:.3g} epochs"),
-        (
-            "epoch",
-            f"{per_epoch:,} steps, {facts.dropped:,} images left over, reads {facts.read_amplification:.2f} x its rows",
-        ),
-        (
-            "batch",
-            f"{cluster.workers} workers x {cluster.accumulate} micro-batches x {micro} images, {recipe.lanes} lanes",
-        ),
-        ("warm-up", f"{warmup:,} steps = {warmup / steps:.1%} of the run"),
-        (
-            "rate",
-            f"{recipe.learning_rate:.3g} at its peak, from optim.lr by {recipe.method.learning_rate_batch}",
-        ),
-        ("tokens", f"{student:,} per image in the student, {teacher:,} in the teacher"),
-        ("network", f"{recipe.backbone.name}, {facts.parameters / 1e6:.3g} M parameters with heads"),
-        ("memory", f"about {_bytes(facts.worker_bytes)} per worker; a checkpoint is {_bytes(facts.checkpoint_bytes)}"),
-        ("place", f"Ray {cluster.address}, decoding in the {cluster.decode_in}, precision {cluster.precision}"),
-        ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
-    ]
-    if not facts.parameters:
-        rows = [row for row in rows if row[0] != "memory"]
-    if facts.images_per_second > 0:
-        seconds = steps * batch / facts.images_per_second
-        rows.append(
-            ("time", f"{_duration(seconds)} at the probed {facts.images_per_second:,.3g} images/s, evaluations apart")
-        )
-    return "\n".join([*(f"{name:<9}{text}" for name, text in rows), *(f"warning  {text}" for text in warnings)])
 
 
 def public_uri(uri: str) -> str:
@@ -278,13 +266,8 @@ def public_uri(uri: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
-
-
-def _bytes(number: float) -> str:
+def in_bytes(number: float) -> str:
+    """A number of bytes for people, three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -6,97 +6,73 @@ together. A worker that starts takes up the newest checkpoint of the run's folde
 `--resume auto` are the same thing.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray.train.torch import get_device
-from torch import Tensor
 
 from raydino import collectives
 from raydino.config import ConfigError, in_steps
 from raydino.data.fetch import TooManyBadImages
-from raydino.data.stream import BadImage, batches
-from raydino.evals.features import extract
-from raydino.evals.knn import pixels_knn
-from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
-from raydino.evals.spectrum import spectrum
+from raydino.data.stream import batches
 from raydino.keyed import key64
+from raydino.launch import failure
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.inputs import Inputs, open_inputs
+from raydino.launch.inputs import open_inputs
+from raydino.launch.job import Job
+from raydino.launch.record import Judge, Record
 from raydino.recipe import Recipe
-from raydino.tracking.meters import Meter, Rate
-from raydino.tracking.mlflow_run import MLflowRun
-from raydino.tracking.run import (
-    COLLAPSED,
-    FEATURE_STD,
-    PIXELS_TOP1,
-    RANKME,
-    TEACHER_DISTANCE,
-    UNIFORMITY,
-    Run,
-    Status,
-    evaluation_metric,
-)
-from raydino.tracking.spool import Spool
 from raydino.train import checkpoint as checkpoints
-from raydino.train.health import COLLAPSE_ADVICE, CollapseAlarm, teacher_distance
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import native_bf16, replicate
-from raydino.train.steps import Loop, NonFiniteError, StepReport, training_steps
+from raydino.train.steps import Loop, NonFiniteError, training_steps
 from raydino.views import Batch
 
-PICTURE_IMAGES = 6
-STOP, FAILURE, QUARANTINE = "STOP", "failure.json", "quarantine.jsonl"
-"""Files in the run's folder: a wish to stop, a failure that a restart cannot mend, the images that could not be decoded."""
+STOP = "STOP"
+"""File in the run's folder: a wish to stop."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker."""
+@dataclass
+class _Progress:
+    """How far this worker is."""
 
-    recipe: Recipe
-    cluster: ClusterConfig
-    run_dir: Path
-    """Absolute, on storage that all workers share."""
-    data_path: str
-    data_digest: str
-    tracking_uri: str
-    mlflow_run_id: str | None
-    """None where the tracker could not be reached at the start: the record is then the spool alone."""
+    done: int = 0
+    """Finished steps of the run."""
 
 
 def train_worker(job: Job) -> None:
     """Train `job` on this worker, from the newest checkpoint on.
 
-    Raises:
-        ConfigError, NonFiniteError, TooManyBadImages: failures that a restart would meet again; they are written to failure.json
-            too, so that the driver stops at once.
+    Raises whatever goes wrong. What a restart would meet again is written to failure.json too, so that the driver stops at
+    once: ConfigError, NonFiniteError, TooManyBadImages, CheckpointError, and any exception that came before at the same step.
     """
+    progress, rank = _Progress(), collectives.rank()
     try:
-        _train(job)
+        _train(job, progress)
     except (ConfigError, NonFiniteError, TooManyBadImages, checkpoints.CheckpointError) as error:
-        failure = {"error": type(error).__name__, "message": str(error)}
-        (job.run_dir / FAILURE).write_text(json.dumps(failure))
+        failure.give_up(job.run_dir, error, str(error))
+        raise
+    except Exception as error:
+        if failure.came_again(job.run_dir, error, rank=rank, step=progress.done):
+            failure.give_up(job.run_dir, error, failure.explanation(error, rank=rank, step=progress.done))
         raise
 
 
-def _train(job: Job) -> None:
+def _train(job: Job, progress: _Progress) -> None:
     recipe, rank = job.recipe, collectives.rank()
     inputs = open_inputs(recipe, job.data_path)
     loop = build_loop(recipe, job.cluster, get_device())
-    start = _restore(job, loop)
-    record = _Record(job, rank)
-    judge = _Judge(job, inputs, loop, record)
+    start = progress.done = _restore(job, loop)
+    record = Record(job, rank)
+    judge = Judge(job, inputs, loop, record)
     stream = batches(
         inputs.collection,
         inputs.plan,
@@ -116,9 +92,8 @@ def _train(job: Job) -> None:
         if start == 0:
             with record.rate.paused():
                 judge.evaluate(0)
-        done = start
         for report in training_steps(loop, _with_crop_sheet(stream, judge, start)):
-            done = report.step + 1
+            done = progress.done = report.step + 1
             last, stop = done == recipe.steps, _stop_wanted(job, loop.device)
             record.step(report, now=last or stop or done % recipe.cadence.log == 0)
             with record.rate.paused():
@@ -128,7 +103,7 @@ def _train(job: Job) -> None:
                     _save(job, loop, done)
             if stop:
                 break
-    record.close("FINISHED" if done == recipe.steps else "KILLED")
+    record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
 
 
 def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
@@ -212,103 +187,13 @@ def _stop_wanted(job: Job, device: torch.device) -> bool:
     return collectives.all_sum(torch.tensor(float(wanted), device=device)).item() > 0
 
 
-def _with_crop_sheet(stream: Iterator[Batch], judge: "_Judge", start: int) -> Iterator[Batch]:
+def _with_crop_sheet(stream: Iterator[Batch], judge: Judge, start: int) -> Iterator[Batch]:
     first = next(stream, None)
     if first is None:
         return iter(())
     if start == 0:
         judge.picture_of(first)
     return chain([first], stream)
-
-
-class _Record:
-    """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images to a table of each rank's own."""
-
-    def __init__(self, job: Job, rank: int) -> None:
-        self._job, self._rank = job, rank
-        self._meter, self.rate = Meter(), Rate()
-        self._alarm, self._alarmed = CollapseAlarm(warmup=in_steps(job.recipe.optim.warmup, job.recipe.steps)), False
-        self.run = self._open() if rank == 0 else None
-
-    def _open(self) -> Run:
-        """The record on disk, and in MLflow where it was reached at the start."""
-        spool = Spool(self._job.run_dir)
-        if self._job.mlflow_run_id is None:
-            return spool
-        return MLflowRun(spool, tracking_uri=self._job.tracking_uri, run_id=self._job.mlflow_run_id)
-
-    def step(self, report: StepReport, *, now: bool) -> None:
-        """Count a step; write the means since the last line if it is time (`now`)."""
-        self._meter.add(report.metrics)
-        self._alarm.add(report.metrics, report.step)
-        self.rate.step(images=report.images, waited=report.waited)
-        if now:
-            verdict = self._alarm.verdict()
-            self.log({**self._meter.take(), **verdict, **self.rate.take()}, report.step + 1)
-            if verdict.get(COLLAPSED) and not self._alarmed and self.run is not None:
-                self._alarmed = True  # said once; the metric goes on
-                log.warning("step %d: the run has collapsed. %s", report.step + 1, COLLAPSE_ADVICE)
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Write metrics of `step` finished steps."""
-        if self.run is not None:
-            self.run.log(metrics, step)
-
-    def quarantine(self, bad: BadImage) -> None:
-        """Add a line to this rank's quarantine table; a resumed run may name an image again."""
-        line = {**asdict(bad), "id": bad.id.hex(), "rank": self._rank}
-        with (self._job.run_dir / QUARANTINE).open("a") as table:
-            table.write(json.dumps(line) + "\n")
-
-    def close(self, status: Status) -> None:
-        """End the record."""
-        if self.run is not None:
-            if (self._job.run_dir / QUARANTINE).exists():
-                self.run.artifact(self._job.run_dir / QUARANTINE)
-            self.run.close(status)
-
-
-class _Judge:
-    """Evaluations, label-free health and pictures of the teacher."""
-
-    def __init__(self, job: Job, inputs: Inputs, loop: Loop, record: _Record) -> None:
-        self._job, self._inputs, self._loop, self._record = job, inputs, loop, record
-        self._evaluations = {name: config.build() for name, config in job.recipe.evals.items()}
-
-    def evaluate(self, done: int) -> None:
-        """Judge the teacher after `done` steps and record it. All ranks call it together."""
-        encoder, inputs = self._loop.method.encoder(), self._inputs
-        metrics: dict[str, float] = {}
-        if inputs.labelled is not None:
-            for name, evaluation in self._evaluations.items():
-                found = evaluation.run(encoder, inputs.labelled)
-                metrics |= {evaluation_metric(name, key): value for key, value in found.items()}
-            if done == 0 and collectives.world_size() == 1:
-                metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled)["top1"]
-        features, _ = extract(encoder, inputs.probe, self._job.recipe.data.normalisation, device=self._loop.device)
-        found = spectrum(features)
-        metrics |= {RANKME: found["rankme"], FEATURE_STD: found["feature_std"], UNIFORMITY: found["uniformity"]}
-        method = self._loop.method
-        metrics[TEACHER_DISTANCE] = float(teacher_distance(student=method.student, teacher=method.teacher))
-        self._record.log(metrics, done)
-        if self._job.recipe.cadence.pictures and self._record.run is not None:
-            self._draw(self._record.run, done)
-
-    def picture_of(self, batch: Batch) -> None:
-        """The crop sheet: what the method sees of the first images."""
-        if self._job.recipe.cadence.pictures and self._record.run is not None:
-            sheet = crop_sheet(batch.crops, batch.masks, self._job.recipe.backbone.patch_size)
-            self._record.run.picture("crops", sheet, 0)
-
-    def _draw(self, run: Run, done: int) -> None:
-        encoder, normalise, images = self._loop.method.encoder(), self._job.recipe.data.normalisation, self._shown()
-        if len(images):
-            run.picture("patch_pca", patch_pca(encoder, images, normalise), done)
-            run.picture("attention", attention_maps(encoder, images, normalise), done)
-
-    def _shown(self) -> Tensor:
-        few = self._inputs.probe.at_most(PICTURE_IMAGES, seed=self._job.recipe.seed)
-        return torch.cat([pixels for pixels, _ in few.chunks(torch.arange(len(few)).numpy(), batch=PICTURE_IMAGES)])
 
 
 def _cores() -> int:

@@ -190,8 +190,8 @@ class DINOv2Config(SelfDistillationConfig):
 class SupervisedConfig(MethodConfig):
     """Cross-entropy with labels on the same views: the baseline that says what labels would have given the same budget.
 
-    Every crop, global and local, is classified from its cls token by one linear layer. The moving average of the student is kept and
-    judged as for the other methods, so that their figures compare.
+    Every crop, global and local, is classified from its cls token by one linear layer. The moving average of the student is kept
+    and judged as for the other methods, so that their figures compare.
     """
 
     classes: Annotated[int, Field(ge=2)] = 10

@@ -18,8 +18,6 @@ from raydino.views import Batch
 class DINO(SelfDistillation):
     """See the module docstring."""
 
-    settings: DINOConfig
-
     def __init__(self, config: DINOConfig, backbone: BackboneConfig, *, steps: int) -> None:
         super().__init__(config, backbone, steps=steps, masked=False)
         self.centering = build_centering(

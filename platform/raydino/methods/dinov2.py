@@ -33,7 +33,7 @@ class Said:
 class DINOv2(SelfDistillation):
     """See the module docstring."""
 
-    settings: DINOv2Config
+    settings: DINOv2Config  # pyright: ignore[reportIncompatibleVariableOverride] never assigned again, so a subclass will do
 
     def __init__(self, config: DINOv2Config, backbone: BackboneConfig, *, steps: int) -> None:
         masked = config.ibot_weight > 0
@@ -110,9 +110,9 @@ class DINOv2(SelfDistillation):
 
 
 def _displayed(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses as DINOv2's official logs show them: iBOT and KoLeo halved, one half per global view, the total summed from that.
+    """The losses as DINOv2's official logs show them: iBOT and KoLeo halved, one half per global view; the total is of those.
 
-    Published curves and figures (ibot 2.77 at the first step with K = 65,536) are in this unit; what is optimised is not halved.
+    Published curves and figures (ibot 2.77 at the first step with K = 65,536) are in this unit; what is optimised is whole.
     """
     shown = {name: value.detach() / (2 if name in ("ibot", "koleo") else 1) for name, value in losses.items()}
     shown["total"] = torch.stack(list(shown.values())).sum()

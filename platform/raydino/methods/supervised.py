@@ -40,7 +40,9 @@ class Supervised(Method):
             ConfigError: the batch carries no labels.
         """
         if batch.labels is None:
-            raise ConfigError("data.path: these images have no labels; train with recipes/dinov2.py, or give labelled ones")
+            raise ConfigError(
+                "data.path: these images have no labels; train with recipes/dinov2.py, or give labelled ones"
+            )
         scores = torch.cat([self.student_says(crops) for crops in batch.crops.values() if len(crops)])
         labels = batch.labels.expand(len(scores), -1)
         loss = F.cross_entropy(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _PARAMS, _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _NAME_LENGTH = 100, 6000, 8000, 36, 250  # MLflow's limits
 _SQLITE = "sqlite:///"
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not one of language models
+_LOCAL_PAGE = "http://127.0.0.1:5000"  # where `make ui` serves a local store
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # 7 retries block for 4 minutes; the outbox retries better
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -78,13 +80,14 @@ def create_run(
     tags: Mapping[str, str],
     dataset: DatasetRecord | None,
     recipe_yaml: str,
+    cluster_yaml: str | None = None,
     run_id: str | None = None,
 ) -> str:
     """Create the MLflow run, or reopen `run_id` if the server has it; returns its id.
 
     Values over MLflow's limits are trimmed, secrets hidden; the full text of the parameters is the artifact
-    recipe.yaml. Parameters cannot change in MLflow, so of a reopened run only new ones are recorded. A sqlite store is
-    made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
+    recipe.yaml, with cluster.yaml beside it. Parameters cannot change in MLflow, so of a reopened run only new ones are
+    recorded. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
 
     Raises:
         TrackerUnavailable: If the server does not answer or refuses.
@@ -99,6 +102,8 @@ def create_run(
             if dataset is not None:
                 client.log_inputs(run.info.run_id, [_dataset_input(dataset)])
             client.log_text(run.info.run_id, redact_text(recipe_yaml), "recipe.yaml")
+            if cluster_yaml is not None:
+                client.log_text(run.info.run_id, redact_text(cluster_yaml), "cluster.yaml")
         _log_params(client, run.info.run_id, params, known=set(run.data.params))
     except Exception as error:
         text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
@@ -107,6 +112,24 @@ def create_run(
             "give another address, or train with the spool alone"
         ) from None  # the cause holds the address with its password
     return run.info.run_id
+
+
+def run_page(tracking_uri: str, run_id: str) -> str | None:
+    """Address of the run's charts; None where the tracker has no page or does not answer.
+
+    MLflow 3 shows every experiment as one of language models until somebody presses "Model training" in that browser; the
+    address says it too. Its page reads nothing else for that, not even the experiment's own kind.
+    """
+    host = re.sub(r"(?<=://)[^/@]*@", "", tracking_uri).rstrip("/")  # without user and password
+    if tracking_uri.startswith(_SQLITE):
+        host = _LOCAL_PAGE
+    elif not tracking_uri.startswith(("http://", "https://")):
+        return None
+    try:
+        experiment = _client(absolute_uri(tracking_uri)).get_run(run_id).info.experiment_id
+    except Exception:  # a line for the reader is no reason to fail a finished run
+        return None
+    return f"{host}/#/experiments/{experiment}/runs/{run_id}/model-metrics?workflowType=machine_learning"
 
 
 def finish(tracking_uri: str, run_id: str, status: Status) -> None:
@@ -212,7 +235,8 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
     # Beside the database: MLflow's default would be ./mlruns of whichever directory the process was started in.
     beside = Path(uri.removeprefix(_SQLITE)).parent / "artifacts" / folder if uri.startswith(_SQLITE) else None
-    return client.create_experiment(name, artifact_location=beside.as_uri() if beside else None)
+    location = beside.as_uri() if beside else None
+    return client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
 
 
 def _reopened(client: "MlflowClient", run_id: str) -> Any:

@@ -20,8 +20,8 @@ WINDOW = 20  # steps that have to agree, so that one odd batch is no alarm
 GRACE = 30  # steps from the start that are not judged
 LEAST_INFORMATION = 0.05  # nats per image that targets tell apart; healthy runs pass 0.5 within 50 steps
 COLLAPSE_ADVICE = (
-    "The teacher tells all images alike. Lower method.teacher_temperature or warm it up, keep method.center_momentum near 0.9 and "
-    "method.teacher_momentum near 1, lower optim.lr; docs/health.md shows what each looks like."
+    "The teacher says the same of all images. Lower method.teacher_temperature or warm it up, keep method.center_momentum near "
+    "0.9 and method.teacher_momentum near 1, lower optim.lr; docs/health.md shows what each looks like."
 )
 LEAST_SPREAD = 0.02  # of features, where 1 is even spread
 
@@ -57,6 +57,7 @@ class CollapseAlarm:
 @torch.no_grad()
 def teacher_distance(*, student: nn.Module, teacher: nn.Module) -> Float[Tensor, ""]:
     """|student - teacher| / |teacher| over all parameters: how far the student has moved within the teacher's memory."""
-    new, old = list(student.parameters()), list(teacher.parameters())
+    new: list[Tensor] = list(student.parameters())
+    old: list[Tensor] = list(teacher.parameters())
     apart = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(torch._foreach_sub(new, old))))
     return apart / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(old)))

@@ -1,4 +1,4 @@
-"""The optimisers and their schedules: AdamW, SGD and LARS, parameter groups by layer and by shape, published learning-rate and clipping rules."""
+"""The optimisers and their schedules: AdamW, SGD, LARS; parameter groups by layer and shape; published rates and clipping."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "trust": trust})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] no loss is evaluated again
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -88,7 +88,7 @@ def learning_rate(config: OptimConfig, peak: float, step: int, *, steps: int) ->
 def set_schedules(
     optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, last_layer_still: bool = False
 ) -> None:
-    """Give every group its share of the step's learning rate and weight decay; the last layer a rate of 0 while it is to stand still."""
+    """Give every group its share of the step's rate and weight decay; the last layer has no rate while it is to stand still."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0 if last_layer_still and group["last_layer"] else lr * group["lr_factor"]
         group["weight_decay"] = weight_decay * group["weight_decay_factor"]

@@ -1,0 +1,65 @@
+"""What a run will do, printed before it is done."""
+
+from pathlib import Path
+
+from raydino.config import in_steps
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.preflight import Facts, in_bytes, public_uri
+from raydino.recipe import Recipe
+
+
+def tokens_per_image(recipe: Recipe) -> tuple[int, int]:
+    """Tokens per image that student and teacher compute: patches, cls and registers of their crops."""
+    crops = (recipe.method.global_crops, recipe.method.local_crops)
+    each = [c.count * ((c.size // recipe.backbone.patch_size) ** 2 + 1 + recipe.backbone.registers) for c in crops]
+    return sum(each), each[0]
+
+
+def plan_text(recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings: list[str]) -> str:
+    """What a run will do, for `--dry-run` and the start of a run: one line per matter, warnings last."""
+    steps, batch = recipe.steps, recipe.global_batch
+    per_epoch = max(1, (facts.images - facts.dropped) // batch)
+    warmup, (student, teacher) = in_steps(recipe.optim.warmup, steps), tokens_per_image(recipe)
+    where = Path(cluster.storage) / recipe.id
+    classes = f"{facts.classes} classes" if facts.classes else "no labels"
+    micro = cluster.micro_batch(batch)
+    rows = [
+        ("run", f"{recipe.id} in {where}"),
+        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}"),
+        ("length", f"{steps:,} steps of {batch:,} = {steps * batch:,} images = {steps / per_epoch:.3g} epochs"),
+        (
+            "epoch",
+            f"{per_epoch:,} steps, {facts.dropped:,} images left over, reads {facts.read_amplification:.2f} rows for each used",
+        ),
+        (
+            "batch",
+            f"{cluster.workers} workers x {cluster.accumulate} micro-batches x {micro} images, {recipe.lanes} lanes",
+        ),
+        ("warm-up", f"{warmup:,} steps = {warmup / steps:.1%} of the run"),
+        (
+            "rate",
+            f"{recipe.learning_rate:.3g} at its peak, from optim.lr by {recipe.method.learning_rate_batch}",
+        ),
+        ("tokens", f"{student:,} per image in the student, {teacher:,} in the teacher"),
+        ("network", f"{recipe.backbone.name}, {facts.parameters / 1e6:.3g} M parameters with heads"),
+        (
+            "memory",
+            f"about {in_bytes(facts.worker_bytes)} per worker; a checkpoint is {in_bytes(facts.checkpoint_bytes)}",
+        ),
+        ("place", f"Ray {cluster.address}, decoding in the {cluster.decode_in}, precision {cluster.precision}"),
+        ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
+    ]
+    if not facts.parameters:
+        rows = [row for row in rows if row[0] != "memory"]
+    if facts.images_per_second > 0:
+        seconds = steps * batch / facts.images_per_second
+        rows.append(
+            ("time", f"{_duration(seconds)} at the probed {facts.images_per_second:,.3g} images/s, evaluations apart")
+        )
+    return "\n".join([*(f"{name:<9}{text}" for name, text in rows), *(f"warning  {text}" for text in warnings)])
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

@@ -1,0 +1,24 @@
+"""Job: what the driver hands to every worker of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raydino.launch.cluster import ClusterConfig
+from raydino.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    recipe: Recipe
+    cluster: ClusterConfig
+    run_dir: Path
+    """Absolute, on storage that all workers share."""
+    data_path: str
+    data_digest: str
+    tracking_uri: str
+    mlflow_run_id: str | None
+    """None where the tracker could not be reached at the start: the record is then the spool alone."""
+    store_bytes: int = 0
+    """Bytes of Ray's object store that the run fills; 0 where images are decoded in the workers."""

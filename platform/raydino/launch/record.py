@@ -1,0 +1,142 @@
+"""What a worker leaves of a run: its figures, the images it could not decode, and what the teacher is judged to be worth."""
+
+import json
+import logging
+from dataclasses import asdict
+
+import ray.train
+import torch
+from torch import Tensor
+
+from raydino import collectives
+from raydino.config import in_steps
+from raydino.data.fetch import BadImage
+from raydino.evals.features import extract
+from raydino.evals.knn import pixels_knn
+from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
+from raydino.evals.spectrum import spectrum
+from raydino.launch.inputs import Inputs
+from raydino.launch.job import Job
+from raydino.tracking.meters import Meter, Rate
+from raydino.tracking.mlflow_run import MLflowRun
+from raydino.tracking.run import (
+    COLLAPSED,
+    EVAL_FEATURE_STD,
+    PIXELS_TOP1,
+    RANKME,
+    TEACHER_DISTANCE,
+    UNIFORMITY,
+    Run,
+    Status,
+    evaluation_metric,
+)
+from raydino.tracking.spool import Spool
+from raydino.train.health import COLLAPSE_ADVICE, CollapseAlarm, teacher_distance
+from raydino.train.steps import Loop, StepReport
+from raydino.views import Batch
+
+log = logging.getLogger(__name__)
+
+PICTURE_IMAGES = 6
+QUARANTINE = "quarantine.jsonl"
+"""File in the run's folder: the images that could not be decoded."""
+
+
+class Record:
+    """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images to a table of each rank's own."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self._job, self._rank = job, rank
+        self._meter, self.rate = Meter(), Rate()
+        self._alarm, self._alarmed = CollapseAlarm(warmup=in_steps(job.recipe.optim.warmup, job.recipe.steps)), False
+        self.run = self._open() if rank == 0 else None
+
+    def _open(self) -> Run:
+        """The record on disk, and in MLflow where it was reached at the start."""
+        spool = Spool(self._job.run_dir)
+        if self._job.mlflow_run_id is None:
+            return spool
+        return MLflowRun(spool, tracking_uri=self._job.tracking_uri, run_id=self._job.mlflow_run_id)
+
+    def step(self, report: StepReport, *, now: bool) -> None:
+        """Count a step; write the means since the last line if it is time (`now`)."""
+        self._meter.add(report.metrics)
+        self._alarm.add(report.metrics, report.step)
+        self.rate.step(images=report.images, waited=report.waited)
+        if now:
+            verdict = self._alarm.verdict()
+            self.log({**self._meter.take(), **verdict, **self.rate.take()}, report.step + 1)
+            if verdict.get(COLLAPSED) and not self._alarmed and self.run is not None:
+                self._alarmed = True  # said once; the metric goes on
+                log.warning("step %d: the run has collapsed. %s", report.step + 1, COLLAPSE_ADVICE)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Write metrics of `step` finished steps."""
+        if self.run is not None:
+            self.run.log(metrics, step)
+
+    def quarantine(self, bad: BadImage) -> None:
+        """Add a line to this rank's quarantine table; a resumed run may name an image again."""
+        line = {**asdict(bad), "id": bad.id.hex(), "rank": self._rank}
+        with (self._job.run_dir / QUARANTINE).open("a") as table:
+            table.write(json.dumps(line) + "\n")
+
+    def close(self, status: Status) -> None:
+        """End the record."""
+        if self.run is not None:
+            if (self._job.run_dir / QUARANTINE).exists():
+                self.run.artifact(self._job.run_dir / QUARANTINE)
+            self.run.close(status)
+
+
+class Judge:
+    """Evaluations, label-free health and pictures of the teacher."""
+
+    def __init__(self, job: Job, inputs: Inputs, loop: Loop, record: Record) -> None:
+        self._job, self._inputs, self._loop, self._record = job, inputs, loop, record
+        self._evaluations = {name: config.build() for name, config in job.recipe.evals.items()}
+
+    def evaluate(self, done: int) -> None:
+        """Judge the teacher after `done` steps and record it. All ranks call it together."""
+        encoder, inputs = self._loop.method.encoder(), self._inputs
+        metrics: dict[str, float] = {}
+        if inputs.labelled is not None:
+            for name, evaluation in self._evaluations.items():
+                found = evaluation.run(encoder, inputs.labelled)
+                metrics |= {evaluation_metric(name, key): value for key, value in found.items()}
+            if done == 0 and collectives.world_size() == 1:
+                metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled)["top1"]
+        features, _ = extract(encoder, inputs.probe, self._job.recipe.data.normalisation, device=self._loop.device)
+        found = spectrum(features)
+        metrics |= {RANKME: found["rankme"], EVAL_FEATURE_STD: found["feature_std"], UNIFORMITY: found["uniformity"]}
+        method = self._loop.method
+        metrics[TEACHER_DISTANCE] = float(teacher_distance(student=method.student, teacher=method.teacher))
+        self._record.log(metrics, done)
+        _report(metrics, done)
+        if self._job.recipe.cadence.pictures and self._record.run is not None:
+            self._draw(self._record.run, done)
+
+    def picture_of(self, batch: Batch) -> None:
+        """The crop sheet: what the method sees of the first images."""
+        if self._job.recipe.cadence.pictures and self._record.run is not None:
+            sheet = crop_sheet(batch.crops, batch.masks, self._job.recipe.backbone.patch_size)
+            self._record.run.picture("crops", sheet, 0)
+
+    def _draw(self, run: Run, done: int) -> None:
+        encoder, normalise, images = self._loop.method.encoder(), self._job.recipe.data.normalisation, self._shown()
+        if len(images):
+            run.picture("patch_pca", patch_pca(encoder, images, normalise), done)
+            run.picture("attention", attention_maps(encoder, images, normalise), done)
+
+    def _shown(self) -> Tensor:
+        few = self._inputs.probe.at_most(PICTURE_IMAGES, seed=self._job.recipe.seed)
+        return torch.cat([pixels for pixels, _ in few.chunks(torch.arange(len(few)).numpy(), batch=PICTURE_IMAGES)])
+
+
+def _report(metrics: dict[str, float], done: int) -> None:
+    """Tell Ray Train, and through it Tune, how the run stands. Every rank calls it after every evaluation.
+
+    It is a barrier, and a call waits until the one before it has been collected, up to 2 s: so never once per step. Nothing is
+    uploaded: the run's checkpoints are its own, and Ray keeps nothing that a restart would need.
+    """
+    ray.train.report({**metrics, "step": done})

@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+from raydino.launch.announce import plan_text, tokens_per_image
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.preflight import Facts
+from raydino.recipe import Recipe
+
+FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
+
+
+def test_plan_text__numbers_worked_out_by_hand():
+    # 10,000 images, 16 dropped: 156 steps of 64 an epoch; 1000 steps = 6.41 epochs; 64,000 images at 32/s = 2000 s.
+    text = plan_text(Recipe(), ClusterConfig(workers=2, accumulate=4), FACTS, warnings=["mind the gap"])
+    for words in (
+        Recipe().id,
+        "10,000 from builtin, 10 classes",
+        "1,000 steps of 64 = 64,000 images = 6.41 epochs",
+        "156 steps, 16 images left over",
+        "2 workers x 4 micro-batches x 8 images, 8 lanes",
+        "100 steps = 10.0% of the run",
+        "0.000125 at its peak",  # 5e-4 * sqrt(64 / 1024)
+        "690 per image in the student, 394 in the teacher",  # 2 * 197 + 8 * 37 and 2 * 197
+        "33 min 20 s",
+        "warning  mind the gap",
+    ):
+        assert words in text, words
+
+
+def test_plan_text__leaves_out_what_is_unknown():
+    unknown = replace(FACTS, parameters=0, images_per_second=0.0, classes=0)
+    text = plan_text(Recipe(), ClusterConfig(), unknown, warnings=[])
+    assert "memory" not in text
+    assert "time " not in text
+    assert "no labels" in text
+
+
+def test_tokens_per_image__counted_patch_by_patch():
+    recipe = Recipe().override({"backbone.registers": 4, "backbone.patch_size": 8, "method.local_crops.count": 3})
+
+    def count(size):
+        return len([(y, x) for y in range(0, size, 8) for x in range(0, size, 8)]) + 1 + 4
+
+    assert tokens_per_image(recipe) == (2 * count(224) + 3 * count(96), 2 * count(224))
