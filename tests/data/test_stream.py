@@ -282,6 +282,23 @@ def test_ray_windows__decode_in_cluster(ray_cluster):
 
 
 @pytest.mark.ray
+def test_ray_windows__windows_cut_in_parts_are_put_together(ray_cluster, monkeypatch):
+    """Tasks and blocks so small that a window comes in many parts, with a bad image at the end of one."""
+    monkeypatch.setattr(stream, "CUT_BYTES", 5_000)
+    parts = []
+
+    class Counted(stream.CutWindow):
+        def __init__(self, rows):
+            parts.append(rows["bad"].num_chunks)
+            super().__init__(rows)
+
+    monkeypatch.setattr(stream, "CutWindow", Counted)
+    shelf = Shelf(GROUPS, broken=tuple(range(3, 40, 5)))
+    all_equal(run(shelf, steps=4), run(shelf, steps=4, read=ray_windows, decode_in="cluster"))
+    assert min(parts) > 1
+
+
+@pytest.mark.ray
 def test_ray_windows__several_datasets_in_a_row(ray_cluster, monkeypatch):
     monkeypatch.setattr(stream, "CHUNK", 7)
     monkeypatch.setattr(stream, "START_BEFORE", 2)

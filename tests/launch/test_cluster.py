@@ -146,3 +146,28 @@ def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_p
 
 def _joining(address):
     return ClusterConfig(address=address)
+
+
+@pytest.mark.parametrize(
+    ("changes", "has", "where"),
+    [
+        ({}, {}, "cluster"),
+        ({}, {"gpus": 0}, "worker"),
+        ({"gpu": False}, {}, "worker"),
+        ({"workers": 8}, {"gpus": 8}, "cluster"),
+        ({"workers": 9}, {"gpus": 8}, "worker"),  # the workers hold more than half of the CPUs
+        ({}, {"store_needed": 10 * 2**30}, "worker"),
+        ({"decode_in": "worker"}, {}, "worker"),
+        ({"decode_in": "cluster"}, {"gpus": 0, "store_needed": 10 * 2**30}, "cluster"),
+    ],
+)
+def test_decodes_in__follows_the_machine_unless_told(changes, has, where):
+    machine = {"gpus": 1, "cpus": 16.0, "store": 8 * 2**30, "store_needed": 2**30}
+    assert ClusterConfig().override(changes).decodes_in(**{**machine, **has}) == where
+
+
+def test_store_bytes__a_share_of_the_memory_where_there_are_gpus():
+    assert ClusterConfig().store_bytes(gpus=0, memory=100 * 2**30) == 600 * 2**20
+    assert ClusterConfig().store_bytes(gpus=1, memory=100 * 2**30) == 30 * 2**30
+    assert ClusterConfig().store_bytes(gpus=1, memory=2**30) == 600 * 2**20
+    assert ClusterConfig(object_store_mb=200).store_bytes(gpus=1, memory=100 * 2**30) == 200 * 2**20

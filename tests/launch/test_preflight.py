@@ -10,7 +10,7 @@ from raydino.launch.preflight import Facts, Machine, check, public_uri, store_fa
 from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
-MACHINE = Machine(cpus=16, gpus=0, shared_memory=8 * 10**9, python=(3, 11), ray="2.60.0")
+MACHINE = Machine(cpus=16, gpus=0, memory=64 * 10**9, shared_memory=8 * 10**9, python=(3, 11), ray="2.60.0")
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
         ({"machine": {"ray": ""}}, ["Ray is not installed", "make setup"]),
         ({"cluster": {"storage": "s3://bucket/runs"}}, ["cluster.storage = s3://bucket/runs", "mounted"]),
         (
-            {"facts": {"store_bytes": 900 * 2**20}},
+            {"cluster": {"decode_in": "cluster"}, "facts": {"store_bytes": 900 * 2**20}},
             ["cluster.object_store_mb = 600", "900 MB", "cluster.decode_in = worker", "data.window"],
         ),
         ({"facts": {"parameters": 10**15}}, ["cluster.storage", "two checkpoints need 3.2e+04 TB"]),

@@ -6,11 +6,12 @@ meets the same images.
 """
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,6 @@ LEAST_SEEN = 100  # images before the share of bad ones is judged
 T = TypeVar("T")
 Bad = list[tuple[bytes, str, str]]
 """Undecodable images met on the way to a decodable one: id, path, reason."""
-BAD_TYPE = pa.list_(pa.struct([("id", pa.binary()), ("path", pa.string()), ("reason", pa.string())]))
 
 
 class TooManyBadImages(RuntimeError):
@@ -81,22 +81,58 @@ def requests(plan: Plan, *, rank: int, world: int, start_step: int, steps: int) 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Reads a window; with a cropper it decodes and cuts as well. Runs in a Ray task or in a thread."""
+    """Reads a window; with a cropper it decodes and cuts as well. Runs in Ray tasks or in a thread."""
 
     collection: Collection
     cropper: "Cropper | None"
     labels: bool = False
 
     def __call__(self, request: Request) -> pa.Table:
-        """The rows in order of use: columns window, place, id, then bytes and path, or bad and one per crop group."""
+        """What the consumer gets: `read`, and `cut` if there is a cropper."""
+        rows = self.read(request)
+        return rows if self.cropper is None else self.cut(rows)
+
+    def read(self, request: Request) -> pa.Table:
+        """The rows of a window in the order of use: columns window, epoch, place, id, path, bytes, and label if asked for."""
         groups, order = (np.frombuffer(part, dtype=np.int64) for part in (request.groups, request.order))
-        wanted = ["id", "bytes", "path"] + ["label"] * self.labels
+        wanted = ["id", "path", "bytes"] + ["label"] * self.labels
         read = pa.concat_tables([self.collection.read(int(group)).select(wanted) for group in groups])
         rows = read.take(order).combine_chunks()
-        columns: Mapping[str, Any] = {name: rows[name] for name in rows.column_names}
-        if self.cropper is not None:
-            columns = _cut_rows(rows, self.cropper, epoch=request.epoch)
-        return pa.table({"window": np.full(len(order), request.window), "place": order, **columns})
+        about = {"window": request.window, "epoch": request.epoch}
+        same = {name: np.full(len(order), value) for name, value in about.items()}
+        return pa.table({**same, "place": order, **{name: rows[name] for name in rows.column_names}})
+
+    def cut(self, rows: pa.Table) -> pa.Table:
+        """Rows as `read` gives them, or some of them, cut.
+
+        For `bytes` come `bad`, the reason why an image cannot be decoded (else null), and per crop group the pixels as
+        binary of one width, zeros for a bad image.
+        """
+        assert self.cropper is not None
+        crops = {
+            name: np.zeros((rows.num_rows, group.count, 3, group.size, group.size), dtype=np.uint8)
+            for name, group in self.cropper.views.crops.items()
+        }
+        reasons: list[str | None] = []
+        for at, row in enumerate(rows.select(["epoch", "id", "bytes"]).to_pylist()):
+            try:
+                image = decode(row["bytes"])
+            except Undecodable as error:
+                reasons.append(error.reason)
+                continue
+            reasons.append(None)
+            self.cropper.cut(
+                image, epoch=row["epoch"], sample=row["id"], out={name: array[at] for name, array in crops.items()}
+            )
+        packed = {
+            _column(name): pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(array[0].size), len(array), [None, pa.py_buffer(array.reshape(-1))]
+            )
+            for name, array in crops.items()
+            if array.size
+        }
+        kept = {name: rows[name] for name in rows.column_names if name != "bytes"}
+        return pa.table({**kept, "bad": pa.array(reasons, type=pa.string()), **packed})
 
 
 Read = Callable[[Fetch, Iterator[Request]], Generator[pa.Table, None, None]]
@@ -106,11 +142,6 @@ Read = Callable[[Fetch, Iterator[Request]], Generator[pa.Table, None, None]]
 def local_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Table, None, None]:
     """The windows, read one after another in this process, without Ray."""
     yield from map(fetch, requests)
-
-
-def fetch_row(batch: pa.Table, *, fetch: Fetch) -> pa.Table:
-    """`fetch` for a request that comes as a table of one row."""
-    return fetch(Request(**batch.to_pylist()[0]))
 
 
 def cut_slot(rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out: "Mapping[str, Pixels]") -> Cut:
@@ -129,53 +160,63 @@ def cut_slot(rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out:
             met.append((sample, rows["path"][at].as_py() or "", error.reason))
             continue
         cropper.cut(image, epoch=epoch, sample=sample, out=out)
-        return Cut(sample, _label(rows, at), met)
+        return Cut(sample, _label(rows["label"][at].as_py()) if "label" in rows.column_names else None, met)
+    raise _none_decodable(met)
+
+
+class CutWindow:
+    """A window that was cut where it was read (`Fetch.cut`), ready to be copied into batches.
+
+    `copy` does what `cut_slot` does, with the same pixels: an image's crops are keyed by its own id, so those of a substitute are
+    the ones cut for its own place.
+    """
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._ids: list[bytes] = rows["id"].to_pylist()
+        self._paths: list[str | None] = rows["path"].to_pylist()
+        self._bad: list[str | None] = rows["bad"].to_pylist()
+        self._labels: list[int | None] | None = rows["label"].to_pylist() if "label" in rows.column_names else None
+        self._parts: dict[str, list[Pixels]] = {}
+        for name in rows.column_names:
+            if name.startswith(_column("")):
+                self._parts[name.removeprefix(_column(""))] = [_rows_of(chunk) for chunk in rows[name].chunks]
+        lengths = [len(part) for part in next(iter(self._parts.values()), [])]
+        self._ends = np.cumsum(lengths).tolist()
+
+    def copy(self, place: int, out: "Mapping[str, Pixels]") -> Cut:
+        """Copies the crops at `place`, or those of the next decodable image, into `out`. Raises TooManyBadImages."""
+        count, met = len(self._ids), list[tuple[bytes, str, str]]()
+        for ahead in range(count):
+            at = (place + ahead) % count
+            reason = self._bad[at]
+            if reason is not None:
+                met.append((self._ids[at], self._paths[at] or "", reason))
+                continue
+            part = bisect_right(self._ends, at)
+            row = at - (self._ends[part - 1] if part else 0)
+            for name, chunks in self._parts.items():
+                out[name][...] = chunks[part][row].reshape(out[name].shape)
+            return Cut(self._ids[at], None if self._labels is None else _label(self._labels[at]), met)
+        raise _none_decodable(met)
+
+
+def _rows_of(chunk: pa.FixedSizeBinaryArray) -> "Pixels":
+    """uint8 [rows, bytes] over the memory of a column's chunk."""
+    width = chunk.type.byte_width
+    whole = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
+    return whole[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(len(chunk), width)
+
+
+def _none_decodable(met: Bad) -> TooManyBadImages:
     first = f"{met[0][1] or met[0][0].hex()}: {met[0][2]}"
-    raise TooManyBadImages(
+    return TooManyBadImages(
         f"none of the {len(met)} images of a window can be decoded (the first, {first}); check the shards."
     )
 
 
-def ready_slot(rows: pa.Table, place: int, *, out: "Mapping[str, Pixels]") -> Cut:
-    """The same for a window that was cut where it was read: copies its crops into `out`."""
-    for name, crops in out.items():
-        if crops.size:
-            packed = rows[_column(name)][place].as_buffer()
-            crops[...] = np.frombuffer(packed, dtype=np.uint8).reshape(crops.shape)
-    met = [(bad["id"], bad["path"], bad["reason"]) for bad in rows["bad"][place].as_py()]
-    return Cut(rows["id"][place].as_py(), _label(rows, place), met)
-
-
-def _label(rows: pa.Table, place: int) -> int | None:
-    """The label of a row: None where labels were not asked for, -1 where the image has none."""
-    if "label" not in rows.column_names:
-        return None
-    label = rows["label"][place].as_py()
+def _label(label: int | None) -> int:
+    """The label of a row that was asked for it: -1 where the image has none."""
     return -1 if label is None else label
-
-
-def _cut_rows(rows: pa.Table, cropper: "Cropper", *, epoch: int) -> dict[str, Any]:
-    """`cut_slot` of every row, as columns id, bad and, per crop group, its pixels as binary of one width."""
-    crops = {
-        name: np.empty((rows.num_rows, group.count, 3, group.size, group.size), dtype=np.uint8)
-        for name, group in cropper.views.crops.items()
-    }
-    samples, labels, bad = [], [], []
-    for place in range(rows.num_rows):
-        out = {name: array[place] for name, array in crops.items()}
-        cut = cut_slot(rows, place, cropper, epoch=epoch, out=out)
-        samples.append(cut.sample)
-        labels.append(cut.label)
-        bad.append([{"id": sample, "path": path, "reason": reason} for sample, path, reason in cut.met])
-    packed = {
-        _column(name): pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(array[0].size), len(array), [None, pa.py_buffer(array.reshape(-1))]
-        )
-        for name, array in crops.items()
-        if array.size
-    }
-    known = {"label": pa.array(labels, type=pa.int64())} if "label" in rows.column_names else {}
-    return {"id": pa.array(samples, type=pa.binary()), "bad": pa.array(bad, type=BAD_TYPE), **known, **packed}
 
 
 def _column(group: str) -> str:

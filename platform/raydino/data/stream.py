@@ -2,9 +2,9 @@
 
 Ray Data fetches whole windows of encoded images (a task per window, blocks kept in order); threads in the worker
 decode each image once and cut all its crops straight into the batch. Encoded bytes are 25 times smaller than their
-crops, so this leaves the object store almost empty; `decode_in="cluster"` moves decoding and cropping into the tasks,
-for workers with few cores. Pixels are identical either way, because every draw is keyed and a bad image's substitute
-depends on bytes and order alone.
+crops, so this leaves the object store almost empty. But threads share Python's lock with the training step: a step that is short,
+as on a GPU, waits for them. `decode_in="cluster"` moves decoding and cropping into tasks of their own, on every free CPU.
+Pixels are identical either way, because every draw is keyed and a bad image's substitute depends on bytes and order alone.
 Considered instead: `streaming_split` (its order depends on the number of consumers, and it cannot start in the middle).
 
 The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order -> places -> threads
@@ -32,13 +32,12 @@ from raydino.data.fetch import (
     Ahead,
     BadImage,
     Cut,
+    CutWindow,
     Fetch,
     Read,
     Request,
     Verdicts,
     cut_slot,
-    fetch_row,
-    ready_slot,
     requests,
 )
 from raydino.data.masks import block_masks
@@ -54,7 +53,10 @@ STORE_BYTES = (
 )  # fetched ahead inside Ray per dataset: 4 s of full-size JPEG at 4300 images/s; fewer on small stores
 STORE_SHARE = 0.25  # of a small store
 FETCH_CPUS = 0.25  # a fetch waits for storage, and must find room beside workers that hold all but one CPU
-CROP_CPUS = 1.0
+CROP_CPUS = 0.75  # both together fit into that one
+CUT_BYTES = (
+    32 * 2**20
+)  # of encoded images for each task that cuts, and of crops for each block it gives: seconds of work
 
 
 class StreamError(RuntimeError):
@@ -67,7 +69,7 @@ class _Place:
 
     slot: int
     epoch: int
-    rows: pa.Table
+    rows: "pa.Table | CutWindow"
     row: int
 
 
@@ -78,7 +80,9 @@ class _Cutting:
     step: int
     crops: dict[str, Pixels]
     masks: "Future[NDArray[np.bool_]] | None"
-    slots: "list[tuple[int, Future[Cut]]]"
+    slots: list[int]
+    cuts: "list[Future[list[Cut]]]"
+    """The images of `slots`, in parts."""
 
 
 def batches(
@@ -129,7 +133,7 @@ def batches(
     _check(collection, plan, views, max_bad=max_bad, threads=threads, prefetch=prefetch)
     cropper = Cropper(views, seed=seed)
     fetch = Fetch(collection, cropper if decode_in == "cluster" else None, labels=views.labels)
-    span = _Span(plan, rank=rank, world=world, start_step=start_step, steps=steps)
+    span = _Span(plan, rank=rank, world=world, start_step=start_step, steps=steps, cut=fetch.cropper is not None)
     cutting = _cutting(span, (read or ray_windows)(fetch, span.requests()), cropper, fetch=fetch, threads=threads)
     return _batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
 
@@ -155,8 +159,8 @@ def _check(collection: Collection, plan: Plan, views: Views, *, max_bad: float, 
 class _Span:
     """The steps of one rank: which windows they need, and where in them each slot lies."""
 
-    def __init__(self, plan: Plan, *, rank: int, world: int, start_step: int, steps: int) -> None:
-        self.plan, self.steps = plan, range(start_step, start_step + steps)
+    def __init__(self, plan: Plan, *, rank: int, world: int, start_step: int, steps: int, cut: bool) -> None:
+        self.plan, self.steps, self._cut = plan, range(start_step, start_step + steps), cut
         self.owned = plan.owned_lanes(rank=rank, world=world)
         self._rank, self._world = rank, world
 
@@ -168,7 +172,7 @@ class _Span:
     def places(self, tables: Iterator[pa.Table]) -> Iterator[tuple[int, list[_Place]]]:
         """Each step with its slots, ascending. A lane holds the windows its current step needs, and no others."""
         arrived, share = self._arrived(tables), self.plan.per_lane
-        hands: dict[int, deque[tuple[Window, pa.Table]]] = {lane: deque() for lane in self.owned}
+        hands: dict[int, deque[tuple[Window, pa.Table | CutWindow]]] = {lane: deque() for lane in self.owned}
         for step in self.steps:
             for hand in hands.values():
                 while hand and hand[0][0].end <= step * share:
@@ -179,7 +183,7 @@ class _Span:
                     hands[window.lane].append((window, rows))
             yield step, [self._place(hands[lane], lane, step, turn) for turn in range(share) for lane in self.owned]
 
-    def _place(self, hand: deque[tuple[Window, pa.Table]], lane: int, step: int, turn: int) -> _Place:
+    def _place(self, hand: deque[tuple[Window, pa.Table | CutWindow]], lane: int, step: int, turn: int) -> _Place:
         at = step * self.plan.per_lane + turn
         window, rows = next(held for held in hand if at < held[0].end)
         return _Place(turn * self.plan.lanes + lane, window.epoch, rows, at - window.begin)
@@ -187,7 +191,7 @@ class _Span:
     def _windows(self) -> Iterator[Window]:
         return self.plan.windows(rank=self._rank, world=self._world, start_step=self.steps.start, steps=len(self.steps))
 
-    def _arrived(self, tables: Iterator[pa.Table]) -> Iterator[tuple[Window, pa.Table]]:
+    def _arrived(self, tables: Iterator[pa.Table]) -> Iterator[tuple[Window, pa.Table | CutWindow]]:
         """Whole windows, each compared with the plan: an order only nearly right would never be noticed later."""
         for number, window in enumerate(self._windows()):
             parts: list[pa.Table] = []
@@ -200,7 +204,7 @@ class _Span:
             same = np.array_equal(rows["place"].to_numpy(), self.plan.window_order(window))
             if not same or (rows["window"].to_numpy() != number).any():
                 raise StreamError(f"window {number} (of lane {window.lane}) did not arrive in the order of the plan.")
-            yield window, rows
+            yield window, CutWindow(rows) if self._cut else rows
 
 
 def _cutting(
@@ -214,16 +218,26 @@ def _cutting(
                 name: np.empty((group.count, len(places), 3, group.size, group.size), dtype=np.uint8)
                 for name, group in views.crops.items()
             }
-            slots = []
-            for column, place in enumerate(places):
-                out = {name: array[:, column] for name, array in crops.items()}
-                if fetch.cropper is None:
-                    cut = pool.submit(cut_slot, place.rows, place.row, cropper, epoch=place.epoch, out=out)
-                else:
-                    cut = pool.submit(ready_slot, place.rows, place.row, out=out)
-                slots.append((place.slot, cut))
+            out = [{name: array[:, column] for name, array in crops.items()} for column in range(len(places))]
+            if fetch.cropper is None:
+                cuts = [pool.submit(_cut_one, place, cropper, into) for place, into in zip(places, out, strict=True)]
+            else:  # copies only: handing them over one by one would take longer
+                cuts = [pool.submit(_copy_all, places, out)]
             masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
-            yield _Cutting(step, crops, masks, slots)
+            yield _Cutting(step, crops, masks, [place.slot for place in places], cuts)
+
+
+def _cut_one(place: _Place, cropper: Cropper, out: dict[str, Pixels]) -> list[Cut]:
+    assert isinstance(place.rows, pa.Table)
+    return [cut_slot(place.rows, place.row, cropper, epoch=place.epoch, out=out)]
+
+
+def _copy_all(places: list[_Place], out: list[dict[str, Pixels]]) -> list[Cut]:
+    cuts = []
+    for place, into in zip(places, out, strict=True):
+        assert isinstance(place.rows, CutWindow)
+        cuts.append(place.rows.copy(place.row, into))
+    return cuts
 
 
 def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:
@@ -242,14 +256,14 @@ def _batches(
 ) -> Generator[Batch, None, None]:
     with closing(Ahead(cutting, depth=prefetch)) as ready:
         for cut in ready:
-            done = [(slot, future.result()) for slot, future in cut.slots]
-            for slot, image in done:
+            images = [image for part in cut.cuts for image in part.result()]
+            for slot, image in zip(cut.slots, images, strict=True):
                 verdicts.note(cut.step, slot, image.met)
-            labels = [image.label for _, image in done if image.label is not None]
+            labels = [image.label for image in images if image.label is not None]
             yield Batch(
                 crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
                 masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
-                ids=tuple(image.sample for _, image in done),
+                ids=tuple(image.sample for image in images),
                 step=cut.step,
                 labels=torch.tensor(labels) if labels else None,
             )
@@ -279,24 +293,27 @@ def ray_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Table
 
 
 def _execute(fetch: Fetch, chunk: Sequence[Request]) -> Generator[pa.Table, None, None]:
-    """One Ray dataset: a task per window, blocks in order."""
+    """One Ray dataset: a task per window reads it, further tasks cut it in parts where that is asked for; blocks in order."""
     source = ray.data.from_items([asdict(request) for request in chunk], override_num_blocks=len(chunk))
     context = source.context  # this dataset's own copy
     options = context.execution_options
     options.preserve_order = True
     store = STORE_SHARE * ray.cluster_resources().get("object_store_memory", STORE_BYTES)
-    options.resource_limits = options.resource_limits.copy(object_store_memory=min(STORE_BYTES, store))
+    ahead = store if fetch.cropper else min(STORE_BYTES, store)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=ahead)
     context.execution_no_progress_timeout_s = -1  # it also counts pauses of the consumer, such as a long evaluation
-    context.target_max_block_size = None  # a window stays one block
+    context.target_max_block_size = CUT_BYTES if fetch.cropper else None  # None: a window stays one block
     context.enable_progress_bars = context.print_on_execution_start = False
-    windows = source.map_batches(
-        partial(fetch_row, fetch=fetch),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=FETCH_CPUS if fetch.cropper is None else CROP_CPUS,
-    )
+    windows = source.map_batches(partial(_read, fetch=fetch), batch_size=1, batch_format="pyarrow", num_cpus=FETCH_CPUS)
+    if fetch.cropper:
+        windows = windows.map_batches(fetch.cut, batch_size=None, batch_format="pyarrow", num_cpus=CROP_CPUS)
     blocks: Any = iter(windows.iter_batches(batch_size=None, batch_format="pyarrow"))
     try:
         yield from blocks
     finally:
         blocks.close()  # shuts the executor down at once, not when the iterator is collected
+
+
+def _read(batch: pa.Table, *, fetch: Fetch) -> pa.Table:
+    """`fetch.read` for a request that comes as a table of one row."""
+    return fetch.read(Request(**batch.to_pylist()[0]))

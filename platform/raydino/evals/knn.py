@@ -47,11 +47,13 @@ class KNN(Evaluation):
         return _evaluate(encoder, labelled, self.config, device=next(encoder.parameters()).device)
 
 
-def pixels_knn(labelled: Labelled, config: KNNConfig = KNNConfig()) -> dict[str, float]:
+def pixels_knn(
+    labelled: Labelled, config: KNNConfig = KNNConfig(), *, device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """The same protocol on raw normalised pixels, shrunk to 32 pixels: what an encoder must beat to have learned
-    anything.
+    anything. Computed on `device`.
     """
-    return _evaluate(_PixelEncoder(), labelled, config, device=torch.device("cpu"))
+    return _evaluate(_PixelEncoder(), labelled, config, device=torch.device(device))
 
 
 def classify(

@@ -46,7 +46,7 @@ def plan_text(recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings:
             "memory",
             f"about {in_bytes(facts.worker_bytes)} per worker; a checkpoint is {in_bytes(facts.checkpoint_bytes)}",
         ),
-        ("place", f"Ray {cluster.address}, decoding in the {cluster.decode_in}, precision {cluster.precision}"),
+        ("place", f"Ray {cluster.address}, decode_in {cluster.decode_in}, precision {cluster.precision}"),
         ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
     ]
     if not facts.parameters:

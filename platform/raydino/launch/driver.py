@@ -59,12 +59,14 @@ def run(command: Command) -> int:
     inputs = open_inputs(recipe, data_path)
     speed = probe_speed(recipe, cluster) if command.dry_run else 0.0
     facts = run_facts(recipe, cluster, inputs, images_per_second=speed)
-    warnings = check(recipe, cluster, facts=facts, machine=this_machine())
+    machine = this_machine()
+    warnings = check(recipe, cluster, facts=facts, machine=machine)
     say(plan_text(recipe, cluster, facts, warnings=warnings))
     if command.dry_run:
         return 0
     job = _prepare(command, run_dir, data_path, inputs)
-    return _carry_out(replace(job, store_bytes=facts.store_bytes))
+    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory)
+    return _carry_out(replace(job, store_bytes=facts.store_bytes), store=store)
 
 
 def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") -> "Job":
@@ -102,14 +104,14 @@ def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") 
     return Job(recipe, cluster, run_dir, data_path, manifest.digest, cluster.tracker(), mlflow_run_id)
 
 
-def _carry_out(job: "Job") -> int:
-    """Train on Ray, watching; returns the exit status."""
+def _carry_out(job: "Job", *, store: int) -> int:
+    """Train on Ray (with an object store of `store` bytes if it is started here), watching; returns the exit status."""
     from raydino.launch.cluster import start_ray
     from raydino.launch.progress import Watch
     from raydino.launch.summary import summarise
     from raydino.tracking.mlflow_run import finish, run_page
 
-    with start_ray(job.cluster):
+    with start_ray(job.cluster, store=store):
         stop, training = _Stop(job.run_dir), _Training(job)
         with stop, Watch(job.run_dir, steps=job.recipe.steps) as watch:
             while not training.ended(timeout=0.5):
@@ -201,8 +203,11 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> None:
     """Refuse what the cluster can never schedule: Ray would wait for it without a word."""
+    from raydino.data.stream import CROP_CPUS, FETCH_CPUS
+
+    cut_there = job.cluster.decode_in == "cluster"
     needed = {
-        "CPU": job.cluster.workers * job.cluster.cpus_per_worker + 0.25,
+        "CPU": job.cluster.workers * job.cluster.cpus_per_worker + FETCH_CPUS + CROP_CPUS * cut_there,
         "GPU": float(job.cluster.workers if use_gpu else 0),
     }
     for kind, amount in needed.items():
@@ -211,7 +216,7 @@ def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> No
                 f"cluster.workers = {job.cluster.workers}: the cluster has {resources.get(kind, 0.0):g} {kind}s, the run needs "
                 f"{amount:g} (reading included); lower cluster.workers or cluster.cpus_per_worker, or add nodes."
             )
-    if fault := store_fault(job.store_bytes, int(resources.get("object_store_memory", 0))):
+    if cut_there and (fault := store_fault(job.store_bytes, int(resources.get("object_store_memory", 0)))):
         raise ConfigError(fault)
 
 

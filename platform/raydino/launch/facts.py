@@ -36,9 +36,7 @@ def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_
         dropped=inputs.plan.dropped_per_epoch,
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),
-        store_bytes=store_bytes(inputs.plan, recipe.method.views(recipe.backbone.patch_size), world=cluster.workers)
-        if cluster.decode_in == "cluster"
-        else 0,
+        store_bytes=store_bytes(inputs.plan, recipe.method.views(recipe.backbone.patch_size), world=cluster.workers),
         curated=bool(inputs.collection.manifest.stages),
         activation_bytes=micro * student * backbone.depth * backbone.width * ACTIVATION_BYTES[precision],
         images_per_second=images_per_second,

@@ -21,4 +21,4 @@ class Job:
     mlflow_run_id: str | None
     """None where the tracker could not be reached at the start: the record is then the spool alone."""
     store_bytes: int = 0
-    """Bytes of Ray's object store that the run fills; 0 where images are decoded in the workers."""
+    """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""

@@ -29,6 +29,8 @@ class Machine:
 
     cpus: int
     gpus: int
+    memory: int
+    """Bytes of memory."""
     shared_memory: int
     """Bytes free in /dev/shm."""
     python: tuple[int, int]
@@ -53,7 +55,7 @@ class Facts:
     curated: bool = True
     """Whether the images lie in a folder written by curation."""
     store_bytes: int = 0
-    """Bytes of Ray's object store that the run fills; 0 where images are decoded in the workers."""
+    """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""
     activation_bytes: int = 0
     """Estimated activations of one micro-batch on one worker; 0 if unknown."""
     images_per_second: float = 0.0
@@ -83,6 +85,7 @@ def this_machine() -> Machine:
     return Machine(
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         gpus=_gpus(),
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory=shared,
         python=(sys.version_info.major, sys.version_info.minor),
         ray=ray,
@@ -154,7 +157,10 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
 
 def _machine_faults(cluster: ClusterConfig, machine: Machine, facts: Facts) -> list[str]:
     faults = []
-    if fault := store_fault(facts.store_bytes, cluster.object_store_mb * 2**20, field="cluster.object_store_mb"):
+    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory)
+    if cluster.decode_in == "cluster" and (
+        fault := store_fault(facts.store_bytes, store, field="cluster.object_store_mb")
+    ):
         faults.append(fault)
     if cluster.workers * cluster.cpus_per_worker > machine.cpus:
         faults.append(
@@ -176,7 +182,7 @@ def _machine_faults(cluster: ClusterConfig, machine: Machine, facts: Facts) -> l
 def store_fault(needed: int, store: int, *, field: str = "the cluster's object store") -> str | None:
     """What is wrong where blocks of crops would not fit into Ray's object store: it would spill them to disk, or stall.
 
-    `needed` and `store` in bytes; `needed` 0 where images are decoded in the workers.
+    `needed` and `store` in bytes.
     """
     if needed <= store:
         return None
@@ -229,11 +235,11 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
         )
     if not cluster.is_local and os.environ.get("RAY_AUTH_MODE") == "disabled":
         out.append("RAY_AUTH_MODE = disabled: whoever reaches the cluster's ports can run code on it; set it to token.")
-    store = cluster.object_store_mb * 2**20
+    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory)
     if cluster.is_local and machine.shared_memory < SHARED_MEMORY_LEAST * store:
         out.append(
-            f"/dev/shm has {in_bytes(machine.shared_memory)} free for cluster.object_store_mb = "
-            f"{cluster.object_store_mb}; Ray will use the disk instead. In a container, give it more with --shm-size."
+            f"/dev/shm has {in_bytes(machine.shared_memory)} free for an object store of {in_bytes(store)} "
+            "(cluster.object_store_mb); Ray will use the disk instead. In a container, give it more with --shm-size."
         )
     if cluster.is_local and not cluster.use_gpu(machine.gpus) and machine.gpus:
         out.append(f"cluster.gpu = false, but this machine has {machine.gpus} GPU(s).")

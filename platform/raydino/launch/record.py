@@ -105,7 +105,7 @@ class Judge:
                 found = evaluation.run(encoder, inputs.labelled)
                 metrics |= {evaluation_metric(name, key): value for key, value in found.items()}
             if done == 0 and collectives.world_size() == 1:
-                metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled)["top1"]
+                metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled, device=self._loop.device)["top1"]
         features, _ = extract(encoder, inputs.probe, self._job.recipe.data.normalisation, device=self._loop.device)
         found = spectrum(features)
         metrics |= {RANKME: found["rankme"], EVAL_FEATURE_STD: found["feature_std"], UNIFORMITY: found["uniformity"]}

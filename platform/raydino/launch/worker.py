@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
+import ray
 import torch
 from ray.train.torch import get_device
 
@@ -84,7 +85,7 @@ def _train(job: Job, progress: _Progress) -> None:
         steps=recipe.steps - start,
         max_bad=recipe.data.max_bad,
         on_bad=record.quarantine,
-        decode_in=job.cluster.decode_in,
+        decode_in=_decode_in(job),
         threads=_decode_threads(job.cluster),
         prefetch=max(1, job.cluster.prefetch),
     )
@@ -203,6 +204,17 @@ def _cores() -> int:
 def _workers_here() -> int:
     """Workers on this node, as Ray Train tells them; all of them where it does not."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", collectives.world_size()))
+
+
+def _decode_in(job: Job) -> Literal["worker", "cluster"]:
+    """Where this run's images are cut; every rank asks the same cluster, so all agree."""
+    resources = ray.cluster_resources()
+    return job.cluster.decodes_in(
+        gpus=int(resources.get("GPU", 0)),
+        cpus=resources.get("CPU", 0.0),
+        store=int(resources.get("object_store_memory", 0)),
+        store_needed=job.store_bytes,
+    )
 
 
 def _decode_threads(cluster: ClusterConfig) -> int:
