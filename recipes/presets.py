@@ -162,7 +162,7 @@ DINO = {"laptop": _DINO_LAPTOP, "cifar": _DINO_CIFAR, "cifar-cpu": _DINO_CIFAR_C
 
 def _twin(recipe: Recipe) -> Recipe:
     """The same backbone, views, data and budget, trained with labels."""
-    views = recipe.method.views(recipe.backbone.patch_size).crops  # with the blur that the method settled on
+    views = recipe.views.crops  # with the blur that the method settled on
     method = SupervisedConfig(
         global_crops=views["global"],
         local_crops=views["local"],

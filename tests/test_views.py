@@ -85,4 +85,4 @@ def test_masks__range_must_be_ordered():
 
 def test_views__grid_is_of_the_global_crop():
     views = Views(crops={"global": Crops(count=2, size=96, scale=(0.3, 1.0))}, patch_size=8)
-    assert views.grid == 12
+    assert views.grid == (12, 12)

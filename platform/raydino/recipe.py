@@ -14,7 +14,7 @@ from raydino.evals.config import EvaluationConfig, KNNConfig
 from raydino.methods.config import DINOv2Config, MethodConfig
 from raydino.nn.config import BackboneConfig
 from raydino.train.config import Cadence, OptimConfig
-from raydino.views import Positive
+from raydino.views import Positive, Views
 
 NOT_IN_FINGERPRINT = frozenset({"name", "cadence"})
 
@@ -51,6 +51,11 @@ class Recipe(Config):
         return f"{self.name}-{self.fingerprint(exclude=NOT_IN_FINGERPRINT)}"
 
     @property
+    def views(self) -> Views:
+        """What the method asks to see of an image."""
+        return self.method.views(self.backbone)
+
+    @property
     def learning_rate(self) -> float:
         """Peak learning rate after scaling with the global batch."""
         scale = {"linear/256": self.global_batch / 256, "sqrt/1024": (self.global_batch / 1024) ** 0.5}
@@ -66,10 +71,17 @@ class Recipe(Config):
         patch = self.backbone.patch_size
         for name in ("global_crops", "local_crops"):
             crops = getattr(self.method, name)
-            if crops.count and crops.size % patch:
-                near = max(patch, round(crops.size / patch) * patch)
+            if crops.count and (crops.height % patch or crops.width % patch):
+                near = [max(patch, round(side / patch) * patch) for side in (crops.height, crops.width)]
+                use = near[0] if isinstance(crops.size, int) else f"{near[0]} {near[1]}"
                 raise ValueError(
-                    f"method.{name}.size = {crops.size} is not a multiple of backbone.patch_size = {patch}; use {near}"
+                    f"method.{name}.size = {crops.size} is not a multiple of backbone.patch_size = {patch}; use {use}"
+                )
+        channels = self.backbone.channels
+        for name in ("mean", "std"):
+            if len(given := getattr(self.data.normalisation, name)) not in (1, channels):
+                raise ValueError(
+                    f"data.normalisation.{name} has {len(given)} entries for backbone.channels = {channels}; give 1 or {channels}"
                 )
         lengths = {
             "optim.warmup": self.optim.warmup,

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+Size = Positive | tuple[Positive, Positive]
+"""Pixels of a picture: its side, or height and width."""
+
+
+def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A `Size` as height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class Crops(Config):
@@ -26,8 +33,8 @@ class Crops(Config):
 
     count: Annotated[int, Field(ge=0)]
     """Views of this group per image."""
-    size: Positive
-    """Side of the square view, pixels."""
+    size: Size
+    """Side of the view, or its height and width, pixels."""
     scale: tuple[float, float]
     """Range of the crop's area as a share of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -67,6 +74,16 @@ class Crops(Config):
                 raise ValueError(f"{name} has {given} entries for {self.count} views; give 1 or {self.count}")
         return self
 
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return height_width(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return height_width(self.size)[1]
+
     def of_view(self, name: str, view: int) -> float:
         """The entry of a per-view tuple field (`blur` or `solarize`) for `view`."""
         values = getattr(self, name)
@@ -98,12 +115,21 @@ class Views(Config):
     labels: bool = False
     """Whether the method needs the images' labels."""
     patch_size: Positive = 16
-    """Side of a patch, pixels; the mask grid of a global crop is size / patch_size squared."""
+    """Side of a patch, pixels; it cuts a global crop into the grid that masks are drawn on."""
+    channels: Positive = 3
+    """Channels of every view."""
 
     @property
-    def grid(self) -> int:
-        """Side of the patch grid of a global crop."""
-        return self.crops["global"].size // self.patch_size
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid of a global crop."""
+        crops = self.crops["global"]
+        return crops.height // self.patch_size, crops.width // self.patch_size
+
+    def shapes(self, *images: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each group's pixels, [V, *images, channels, height, width]."""
+        return {
+            name: (group.count, *images, self.channels, group.height, group.width) for name, group in self.crops.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -111,7 +137,7 @@ class Batch:
     """What a method gets for one step on one rank, or one micro-batch of it."""
 
     crops: "Mapping[str, Tensor]"
-    """By group: uint8 [V, B, 3, H, W] from the data side, float after `normalised`."""
+    """By group: uint8 [V, B, C, H, W] from the data side, float after `normalised`."""
     masks: "Tensor | None"
     """bool [V, B, P] over the global crops, True where the student does not see the patch."""
     ids: tuple[bytes, ...]
@@ -153,9 +179,9 @@ class Normalisation(Config):
     """How uint8 pixels become the backbone's input: (x / 255 - mean) / std, per channel."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean per channel, on the 0..1 scale (default: ImageNet)."""
+    """Mean per channel, on the 0..1 scale (default: ImageNet); one entry holds for all channels."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
-    """Standard deviation per channel, on the 0..1 scale (default: ImageNet)."""
+    """Standard deviation per channel, on the 0..1 scale (default: ImageNet); one entry holds for all channels."""
 
     def __call__(self, pixels: "Tensor") -> "Tensor":
         """uint8 [..., C, H, W] to float32 of the same shape, on the pixels' device."""

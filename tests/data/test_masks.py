@@ -35,7 +35,7 @@ def slow_mask(rng, grid, target):
 
 
 def draw(step=0, *, masks=Masks(), grid=16, images=64, views=2, seed=0, lane=0):
-    return block_masks(masks, grid=grid, seed=seed, step=step, lane=lane, images=images, views=views)
+    return block_masks(masks, grid=(grid, grid), seed=seed, step=step, lane=lane, images=images, views=views)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 8, 14, 16])

@@ -116,7 +116,7 @@ def test_batches__are_the_plans_rows_cut_one_by_one():
                 assert crop.dtype == torch.uint8 and crop.is_contiguous()
                 assert (crop[:, column].numpy() == expected[name]).all()
         for place, lane in enumerate((1, 3)):
-            masks = block_masks(VIEWS.masks, grid=4, seed=7, step=batch.step, lane=lane, images=4, views=2)
+            masks = block_masks(VIEWS.masks, grid=(4, 4), seed=7, step=batch.step, lane=lane, images=4, views=2)
             assert (batch.masks[:, place::2].numpy() == masks).all()
 
 

@@ -74,7 +74,7 @@ def trace(config: MethodConfig, images: Path) -> dict[str, list[float]]:
     stream = batches(
         inputs.collection,
         inputs.plan,
-        config.views(recipe.backbone.patch_size),
+        recipe.views,
         seed=recipe.seed,
         rank=0,
         world=1,

@@ -207,7 +207,7 @@ def test_dinov2__optimised_losses_are_the_displayed_ones_with_ibot_and_koleo_dou
 
 def test_dinov2__blur_is_inverted_unless_the_paper_is_asked_for():
     def blur(config: DINOv2Config) -> tuple:
-        crops = config.views(16).crops
+        crops = config.views(BackboneConfig()).crops
         return crops["global"].blur, crops["local"].blur
 
     assert blur(DINOv2Config()) == ((0.0, 0.9), (0.5,))

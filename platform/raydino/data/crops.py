@@ -45,22 +45,22 @@ class Cropper:
         self.seed = seed
 
     def __call__(self, image: Pixels, *, epoch: int, sample: bytes) -> dict[str, Pixels]:
-        """By group uint8 [V, 3, size, size], from RGB uint8 [H, W, 3] of any size; `sample` is the image's id.
+        """By group uint8 [V, C, height, width], from uint8 [H, W, C] of any size; `sample` is the image's id.
 
         Raises:
-            ValueError: `image` is not uint8 [H, W, 3] with at least one pixel.
+            ValueError: `image` is not uint8 [H, W, C] with the channels of the views and at least one pixel.
         """
-        crops = {
-            name: np.empty((group.count, 3, group.size, group.size), dtype=np.uint8)
-            for name, group in self.views.crops.items()
-        }
+        crops = {name: np.empty(shape, dtype=np.uint8) for name, shape in self.views.shapes().items()}
         self.cut(image, epoch=epoch, sample=sample, out=crops)
         return crops
 
     def cut(self, image: Pixels, *, epoch: int, sample: bytes, out: Mapping[str, Pixels]) -> None:
-        """`__call__` into given arrays, by group uint8 [V, 3, size, size]; they may be views of a batch."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"an image must be uint8 [H, W, 3] with pixels, not {image.dtype} {list(image.shape)}.")
+        """`__call__` into given arrays, by group uint8 [V, C, height, width]; they may be views of a batch."""
+        channels = self.views.channels
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+            raise ValueError(
+                f"an image must be uint8 [H, W, {channels}] with pixels, not {image.dtype} {list(image.shape)}."
+            )
         for name, group in self.views.crops.items():
             for view in range(group.count):
                 draws = generator(self.seed, "crops", epoch, sample, name, view).random(BOX + 2 * BOX_TRIES).tolist()
@@ -68,14 +68,14 @@ class Cropper:
 
 
 def _view(image: Pixels, group: Crops, view: int, draws: list[float]) -> Pixels:
-    """One view, uint8 [size, size, 3]."""
+    """One view, uint8 [height, width, C]. Saturation, hue and greyscale are of colours: other images than RGB go without."""
     top, left, height, width = _box(image.shape[0], image.shape[1], group, draws)
-    crop = _resized(image[top : top + height, left : left + width], group.size)
+    crop = _resized(image[top : top + height, left : left + width], group.height, group.width)
     if draws[FLIP] < group.flip:
         crop = np.ascontiguousarray(crop[:, ::-1])
     if draws[JITTER] < group.jitter:
         crop = _jittered(crop, group, draws)
-    if draws[GRAY] < group.gray:
+    if draws[GRAY] < group.gray and crop.shape[2] == 3:
         crop = pixel.grayscale_to_multichannel(pixel.to_gray_weighted_average(crop), 3)
     if draws[BLUR] < group.of_view("blur", view):
         sigma = _between(*group.blur_sigma, draws[SIGMA])
@@ -103,14 +103,15 @@ def _box(rows: int, columns: int, group: Crops, draws: list[float]) -> tuple[int
     return (rows - height) // 2, (columns - width) // 2, height, width
 
 
-def _resized(crop: Pixels, size: int) -> Pixels:
-    """To [size, size, 3]: bicubic where the crop grows, averaged over areas first where it shrinks.
+def _resized(crop: Pixels, height: int, width: int) -> Pixels:
+    """To [height, width, C]: bicubic where the crop grows, averaged over areas first where it shrinks.
 
     OpenCV's bicubic takes four samples however far apart they lie, so it would alias.
     """
-    height, width = min(crop.shape[0], size), min(crop.shape[1], size)
-    averaged = geometry.resize(crop, (height, width), cv2.INTER_AREA)
-    return geometry.resize(averaged, (size, size), cv2.INTER_CUBIC)
+    least = (min(crop.shape[0], height), min(crop.shape[1], width))
+    averaged = geometry.resize(crop, least, cv2.INTER_AREA)
+    resized = geometry.resize(averaged, (height, width), cv2.INTER_CUBIC)
+    return resized.reshape(height, width, crop.shape[2])  # OpenCV drops the axis of a single channel
 
 
 def _jittered(crop: Pixels, group: Crops, draws: list[float]) -> Pixels:
@@ -121,9 +122,20 @@ def _jittered(crop: Pixels, group: Crops, draws: list[float]) -> Pixels:
         if number == 0:
             crop = pixel.adjust_brightness_torchvision(crop, np.asarray(factors[BRIGHTNESS]))
         elif number == 1:
-            crop = pixel.adjust_contrast_torchvision(crop, factors[CONTRAST])
+            crop = _contrasted(crop, factors[CONTRAST])
+        elif crop.shape[2] != 3:
+            continue
         elif number == 2:
             crop = pixel.adjust_saturation_torchvision(crop, factors[SATURATION])
         else:
             crop = pixel.adjust_hue_torchvision(crop, _between(-group.hue, group.hue, draws[HUE]))
     return crop
+
+
+def _contrasted(crop: Pixels, factor: float) -> Pixels:
+    """Towards or away from the mean grey, as torchvision has it; without colours, from the mean of all channels."""
+    if crop.shape[2] == 3:
+        return pixel.adjust_contrast_torchvision(crop, factor)
+    mean = round(float(crop.mean()))
+    table = np.clip(np.arange(256) * factor + mean * (1 - factor), 0, 255).astype(np.uint8)
+    return table[crop]

@@ -28,6 +28,7 @@ Reason = Literal[
     "too large",
     "too small",
     "extreme aspect",
+    "wrong channels",
     "corrupt",
 ]
 
@@ -101,8 +102,12 @@ class ImageHeader:
     orientation: int
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The picture in an encoded image: uint8 [H, W, 3], RGB, contiguous, not necessarily writeable.
+def decode(data: bytes, *, channels: int = 3) -> np.ndarray:
+    """The picture in an encoded image: uint8 [H, W, channels], contiguous, not necessarily writeable.
+
+    3 channels are RGB, 1 is grey (of colours, their luminance). Any other number is that of the pages of a TIFF, each a grey
+    picture of one size, as microscopes and satellites write them, or of the image's own bands (4 for RGBA or CMYK, 2 for
+    grey with transparency).
 
     Raises Undecodable.
     """
@@ -110,8 +115,10 @@ def decode(data: bytes) -> np.ndarray:
     with image:
         try:
             image.load()
-            image = _upright(image, orientation)
-            return _to_rgb(image)
+            if channels in (1, 3):
+                rgb = _to_rgb(_upright(image, orientation))
+                return rgb if channels == 3 else _luminance(rgb)
+            return _to_bands(image, orientation, channels)
         except Exception as error:  # a decoder fed with arbitrary bytes can raise nearly anything
             raise _judged(error) from None
 
@@ -211,6 +218,30 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         except ValueError as error:
             raise Undecodable("mode not supported", f"{mode}: {error}") from None
     return np.asarray(image)
+
+
+def _luminance(rgb: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 1]; grey pictures come back as they were."""
+    if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all():
+        return np.ascontiguousarray(rgb[..., :1])
+    return np.asarray(Image.fromarray(rgb).convert("L"))[:, :, None]
+
+
+def _to_bands(image: Image.Image, orientation: int, channels: int) -> np.ndarray:
+    """Pages or bands as channels, uint8 [H, W, channels]."""
+    pages, bands = int(getattr(image, "n_frames", 1)), len(image.getbands())
+    if pages == 1 and bands == channels:
+        return np.asarray(_upright(image, orientation))
+    if image.format != "TIFF" or pages != channels:
+        raise Undecodable("wrong channels", f"{bands} bands and {pages} pages, {channels} channels are asked for")
+    size, grey = image.size, []
+    for page in range(pages):
+        image.seek(page)
+        if image.size != size or len(image.getbands()) != 1 or image.mode == "P":
+            raise Undecodable("wrong channels", f"page {page} is {image.size} {image.mode}, not grey of {size}")
+        image.load()
+        grey.append(np.asarray(image.convert("L")) if image.mode in ("L", "1") else _to_eight_bits(image))
+    return np.stack(grey, axis=2)
 
 
 def _grey(values: np.ndarray) -> np.ndarray:

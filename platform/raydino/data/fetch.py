@@ -109,14 +109,12 @@ class Fetch:
         binary of one width, zeros for a bad image.
         """
         assert self.cropper is not None
-        crops = {
-            name: np.zeros((rows.num_rows, group.count, 3, group.size, group.size), dtype=np.uint8)
-            for name, group in self.cropper.views.crops.items()
-        }
+        views = self.cropper.views
+        crops = {name: np.zeros((rows.num_rows, *shape), dtype=np.uint8) for name, shape in views.shapes().items()}
         reasons: list[str | None] = []
         for at, row in enumerate(rows.select(["epoch", "id", "bytes"]).to_pylist()):
             try:
-                image = decode(row["bytes"])
+                image = decode(row["bytes"], channels=views.channels)
             except Undecodable as error:
                 reasons.append(error.reason)
                 continue
@@ -155,7 +153,7 @@ def cut_slot(rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out:
         at = (place + ahead) % rows.num_rows
         sample = rows["id"][at].as_py()
         try:
-            image = decode(rows["bytes"][at].as_py())
+            image = decode(rows["bytes"][at].as_py(), channels=cropper.views.channels)
         except Undecodable as error:
             met.append((sample, rows["path"][at].as_py() or "", error.reason))
             continue

@@ -22,9 +22,9 @@ LOG_ASPECT = math.log(1 / 0.3)  # aspect ratio between 0.3 and 1 / 0.3
 
 
 def block_masks(
-    masks: Masks, *, grid: int, seed: int, step: int, lane: int, images: int, views: int
+    masks: Masks, *, grid: tuple[int, int], seed: int, step: int, lane: int, images: int, views: int
 ) -> NDArray[np.bool_]:
-    """Masks of one lane's images, bool [views, images, grid * grid], True where the student does not see the patch.
+    """Masks of one lane's images, bool [views, images, rows * columns of `grid`], True where the student does not see the patch.
 
     Of the `views * images` crops, `floor(probability * views * images)` are masked. Masked crop i of n has a target
     ratio drawn from stratum i of `ratio` cut into n; the masked crops are then spread at random. A mask never exceeds
@@ -34,11 +34,11 @@ def block_masks(
     Raises:
         ValueError: grid, images or views is less than 1.
     """
-    for name, value in (("grid", grid), ("images", images), ("views", views)):
+    for name, value in (("grid", min(grid)), ("images", images), ("views", views)):
         if value < 1:
             raise ValueError(f"block_masks: {name} = {value}; it must be at least 1.")
     draw = generator(seed, "masks", step, lane)
-    patches, crops = grid * grid, views * images
+    patches, crops = grid[0] * grid[1], views * images
     masked = math.floor(crops * masks.probability)
     edges = np.linspace(*masks.ratio, masked + 1)
     targets = (patches * draw.uniform(edges[:-1], edges[1:])).astype(np.int64)
@@ -58,8 +58,8 @@ def _uniforms(draw: np.random.Generator) -> Iterator[float]:
         yield from draw.random(1024).tolist()
 
 
-def _blocks(grid: int, target: int, uniform: Iterator[float]) -> int:
-    """A union of rectangles of at most `target` patches, bit row * grid + column."""
+def _blocks(grid: tuple[int, int], target: int, uniform: Iterator[float]) -> int:
+    """A union of rectangles of at most `target` patches, bit row * columns + column."""
     covered, left = 0, target
     while left:
         for _ in range(TRIES):
@@ -73,15 +73,16 @@ def _blocks(grid: int, target: int, uniform: Iterator[float]) -> int:
     return covered
 
 
-def _block(grid: int, left: int, uniform: Iterator[float]) -> int:
+def _block(grid: tuple[int, int], left: int, uniform: Iterator[float]) -> int:
     """One random rectangle smaller than the grid, or 0 if the draw does not fit."""
-    most = min(float(left), LARGEST_BLOCK * grid * grid)
+    rows, columns = grid
+    most = min(float(left), LARGEST_BLOCK * rows * columns)
     area = LEAST_PATCHES + (most - LEAST_PATCHES) * next(uniform)
     aspect = math.exp(LOG_ASPECT * (2 * next(uniform) - 1))
     height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    if not (0 < height < grid and 0 < width < grid):
+    if not (0 < height < rows and 0 < width < columns):
         return 0
-    top, start = int(next(uniform) * (grid - height + 1)), int(next(uniform) * (grid - width + 1))
+    top, start = int(next(uniform) * (rows - height + 1)), int(next(uniform) * (columns - width + 1))
     row = ((1 << width) - 1) << start
-    column = ((1 << (grid * height)) - 1) // ((1 << grid) - 1)  # a 1 at the start of each of `height` rows
-    return (row * column) << (top * grid)
+    column = ((1 << (columns * height)) - 1) // ((1 << columns) - 1)  # a 1 at the start of each of `height` rows
+    return (row * column) << (top * columns)

@@ -110,7 +110,7 @@ def batches(
     Args:
         collection: where the images lie.
         plan: their order.
-        views: what to cut; crops come as uint8 [V, B, 3, size, size], B = global_batch / world.
+        views: what to cut; crops come as uint8 [V, B, C, H, W], B = global_batch / world.
         seed: seed of crops and masks.
         rank: this worker.
         world: workers; divides the plan's lanes.
@@ -149,7 +149,7 @@ def _check(collection: Collection, plan: Plan, views: Views, *, max_bad: float, 
             raise ConfigError(f"{name} = {value}; it must be at least {least}.")
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad = {max_bad}; it is a share, so between 0 and 1.")
-    if views.masks is not None and ("global" not in views.crops or views.grid < 1):
+    if views.masks is not None and ("global" not in views.crops or min(views.grid) < 1):
         raise ConfigError(
             f"masks need a crop group 'global' of at least patch_size = {views.patch_size} pixels; "
             f"the groups are {', '.join(views.crops)}."
@@ -214,10 +214,7 @@ def _cutting(
     views = cropper.views
     with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix="raydino-crops") as pool:
         for step, places in span.places(tables):
-            crops = {
-                name: np.empty((group.count, len(places), 3, group.size, group.size), dtype=np.uint8)
-                for name, group in views.crops.items()
-            }
+            crops = {name: np.empty(shape, dtype=np.uint8) for name, shape in views.shapes(len(places)).items()}
             out = [{name: array[:, column] for name, array in crops.items()} for column in range(len(places))]
             if fetch.cropper is None:
                 cuts = [pool.submit(_cut_one, place, cropper, into) for place, into in zip(places, out, strict=True)]

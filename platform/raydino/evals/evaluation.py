@@ -5,10 +5,11 @@ stay in memory when the whole set fits, because a run evaluates many times on th
 decided by key, never by a shared generator, so runs with one seed are compared on the same images whatever their
 machines. Images that cannot be decoded are left out and counted: dropping them silently would make two collections look
 comparable.
-Letters: B images of a chunk, S side of the crop, N images of a set.
+Letters: B images of a chunk, C H W channels and size of a crop, N images of a set.
 """
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from raydino import keyed
 from raydino.config import ConfigError
 from raydino.data.decode import Undecodable, decode
 from raydino.shards.reader import Collection, open_collection
-from raydino.views import Normalisation
+from raydino.views import Normalisation, height_width
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,19 +42,28 @@ _logger = logging.getLogger(__name__)
 class ImageSet:
     """Rows of a collection as centre crops with labels. A subset shares the memory of the set it was taken from."""
 
-    def __init__(self, collection: Collection, rows: np.ndarray, labels: np.ndarray, *, size: int) -> None:
-        """`rows` (int64 [N], row numbers) with `labels` (int64 [N]) as crops of `size` pixels; rows are sorted.
+    def __init__(
+        self,
+        collection: Collection,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        size: int | tuple[int, int],
+        channels: int = 3,
+    ) -> None:
+        """`rows` (int64 [N], row numbers) with `labels` (int64 [N]) as crops of `size` pixels (side, or height and width);
+        rows are sorted.
 
         Raises:
             ValueError: If rows and labels differ in number, or `size` is not positive.
         """
-        if len(rows) != len(labels) or size <= 0:
+        if len(rows) != len(labels) or min(height_width(size)) <= 0:
             raise ValueError(
                 f"{len(rows)} rows, {len(labels)} labels, size = {size}: need one label a row and size > 0"
             )
         order = np.argsort(rows, kind="stable")  # ascending, so that each row group is read once in a pass
         self.labels = np.asarray(labels, dtype=np.int64)[order]
-        self._pixels = _Pixels(collection, np.asarray(rows, dtype=np.int64)[order], size=size)
+        self._pixels = _Pixels(collection, np.asarray(rows, dtype=np.int64)[order], size=size, channels=channels)
         self._places = np.arange(len(order))
 
     def __len__(self) -> int:
@@ -61,9 +71,14 @@ class ImageSet:
         return len(self._places)
 
     @property
-    def size(self) -> int:
-        """S, side of the crops, pixels."""
+    def size(self) -> int | tuple[int, int]:
+        """Side of the crops, or their height and width, pixels."""
         return self._pixels.size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a crop."""
+        return self._pixels.shape
 
     @property
     def rows(self) -> np.ndarray:
@@ -85,7 +100,7 @@ class ImageSet:
         return subset
 
     def chunks(self, positions: np.ndarray, *, batch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Images at `positions` of this set, `batch` at a time: uint8 [B, 3, S, S] and the positions that were
+        """Images at `positions` of this set, `batch` at a time: uint8 [B, C, H, W] and the positions that were
         decodable.
 
         The next chunk is decoded while the caller works on this one. A chunk may hold fewer images than `batch`, or
@@ -106,31 +121,31 @@ class ImageSet:
 class _Pixels:
     """Decoded crops by place, kept when all of them fit into CACHE_BYTES."""
 
-    def __init__(self, collection: Collection, rows: np.ndarray, *, size: int) -> None:
-        self.rows, self.size = rows, size
+    def __init__(self, collection: Collection, rows: np.ndarray, *, size: int | tuple[int, int], channels: int) -> None:
+        self.rows, self.size, self.shape = rows, size, (channels, *height_width(size))
         self.bad = np.zeros(len(rows), dtype=bool)
         self._collection = collection
         self._ends = np.cumsum(collection.row_groups)
         self._known = np.zeros(len(rows), dtype=bool)
         self._last: tuple[int, pa.Table] | None = None
-        self._fits = len(rows) * 3 * size * size <= CACHE_BYTES
+        self._fits = len(rows) * math.prod(self.shape) <= CACHE_BYTES
 
     @cached_property
     def _cache(self) -> np.ndarray:
         # Pages are committed as they are written, so a rank that decodes its share holds no more than its share.
-        return np.empty((len(self.rows), 3, self.size, self.size), dtype=np.uint8)
+        return np.empty((len(self.rows), *self.shape), dtype=np.uint8)
 
     def load(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Crops uint8 [B', 3, S, S] of the decodable images among `places`, and which those are, bool [B]."""
+        """Crops uint8 [B', C, H, W] of the decodable images among `places`, and which those are, bool [B]."""
         if self._fits and self._known[places].all():
             good = ~self.bad[places]
             return self._cache[places[good]], good
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="evals-decode") as pool:
-            crops = list(pool.map(lambda data: _crop(data, self.size), self._encoded(places)))
+            crops = list(pool.map(lambda data: _crop(data, self.size, self.shape[0]), self._encoded(places)))
         good = np.array([crop is not None for crop in crops])
         self.bad[places] = ~good
         kept = [crop for crop in crops if crop is not None]
-        pixels = np.stack(kept) if kept else np.empty((0, 3, self.size, self.size), dtype=np.uint8)
+        pixels = np.stack(kept) if kept else np.empty((0, *self.shape), dtype=np.uint8)
         if self._fits:
             self._cache[places[good]] = pixels
             self._known[places] = True
@@ -150,23 +165,33 @@ class _Pixels:
         return self._last[1]
 
 
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] to uint8 [3, size, size]: shorter side to round(size·256/224), bicubic antialiased, centre crop.
+def centre_crop(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, C] to uint8 [C, height, width] of `size`: shorter side to round(size·256/224), bicubic antialiased, centre
+    crop.
 
-    The protocol of DINO and DINOv2 (256 and 224 pixels), with the same share cut off at other sizes.
+    The protocol of DINO and DINOv2 (256 and 224 pixels), with the same share cut off at other sizes; for a `size` that is not
+    square the image is scaled until it covers both sides.
     """
-    height, width = image.shape[:2]
-    side = max(size, round(size * 256 / 224))
-    scale = side / min(height, width)
-    new = (max(side, round(width * scale)), max(side, round(height * scale)))
-    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BICUBIC))
-    top, left = (new[1] - size) // 2, (new[0] - size) // 2
-    return np.ascontiguousarray(resized[top : top + size, left : left + size].transpose(2, 0, 1))
+    rows, columns = height_width(size)
+    high, wide = (max(side, round(side * 256 / 224)) for side in (rows, columns))
+    scale = max(high / image.shape[0], wide / image.shape[1])
+    new = (max(wide, round(image.shape[1] * scale)), max(high, round(image.shape[0] * scale)))
+    top, left = (new[1] - rows) // 2, (new[0] - columns) // 2
+    resized = _resized(image, new)
+    return np.ascontiguousarray(resized[top : top + rows, left : left + columns].transpose(2, 0, 1))
 
 
-def _crop(data: bytes, size: int) -> np.ndarray | None:
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """To `size` (width, height). Pillow knows images of 3 channels and of 1."""
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    bands = (Image.fromarray(band).resize(size, Image.Resampling.BICUBIC) for band in np.moveaxis(image, 2, 0))
+    return np.stack([np.asarray(band) for band in bands], axis=2)
+
+
+def _crop(data: bytes, size: int | tuple[int, int], channels: int) -> np.ndarray | None:
     try:
-        return centre_crop(decode(data), size)
+        return centre_crop(decode(data, channels=channels), size)
     except Undecodable:
         return None
 
@@ -195,10 +220,11 @@ class Labelled:
         """The images in words, for logs."""
         bad = self.bank.undecodable + self.queries.undecodable
         left_out = f", {bad} undecodable left out" if bad else ""
-        size = self.queries.size
+        high, wide = self.queries.shape[1:]
+        size = high if high == wide else f"{high} × {wide}"
         return (
             f"{len(self.queries)} queries against {len(self.bank)} images, {len(self.classes)} classes, shorter side "
-            f"{round(size * 256 / 224)} bicubic, centre crop {size}{left_out}"
+            f"{round(min(high, wide) * 256 / 224)} bicubic, centre crop {size}{left_out}"
         )
 
 
@@ -221,7 +247,8 @@ def labelled_sets(
     seed: int,
     bank: int,
     queries: int,
-    size: int,
+    size: int | tuple[int, int],
+    channels: int = 3,
     normalisation: Normalisation = Normalisation(),
 ) -> Labelled | None:
     """The labelled images of a collection, or None where it has no labels to evaluate with.
@@ -255,8 +282,8 @@ def labelled_sets(
     last = int(max(train_labels.max(), judged[1].max()))
     names = whole.classes + tuple(str(label) for label in range(len(whole.classes), last + 1))
     return Labelled(
-        bank=_labelled_rows(train, train_labels, size=size, count=bank, seed=seed),
-        queries=_labelled_rows(*judged, size=size, count=queries, seed=seed),
+        bank=_labelled_rows(train, train_labels, size=size, channels=channels, count=bank, seed=seed),
+        queries=_labelled_rows(*judged, size=size, channels=channels, count=queries, seed=seed),
         classes=names,
         normalisation=normalisation,
         keep=keep,
@@ -292,8 +319,10 @@ def _judged(path: str, asked: str | None, usual: Sequence[str]) -> tuple[Collect
     return None
 
 
-def _labelled_rows(collection: Collection, labels: np.ndarray, *, size: int, count: int, seed: int) -> ImageSet:
+def _labelled_rows(
+    collection: Collection, labels: np.ndarray, *, size: int | tuple[int, int], channels: int, count: int, seed: int
+) -> ImageSet:
     rows = np.flatnonzero(labels >= 0)
     if len(rows) > count:  # here and not by `at_most`: the memory for pixels shall be that of the chosen rows
         rows = rows[keyed.generator(seed, "evals").permutation(len(rows))[:count]]
-    return ImageSet(collection, rows, labels[rows], size=size)
+    return ImageSet(collection, rows, labels[rows], size=size, channels=channels)

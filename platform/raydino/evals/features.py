@@ -40,7 +40,7 @@ def extract(
     encoder.eval()
     features: list[Tensor] = []
     places: list[np.ndarray] = []
-    blank = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
+    blank = torch.zeros(1, *images.shape, dtype=torch.uint8)
     try:
         with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
             for pixels, good in images.chunks(mine, batch=batch):

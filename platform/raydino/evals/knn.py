@@ -125,6 +125,6 @@ class _Pixels(NamedTuple):
 
 
 class _PixelEncoder(nn.Module):
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> _Pixels:
-        side = min(_PIXEL_SIDE, images.shape[-1])
-        return _Pixels(cls=F.adaptive_avg_pool2d(images, side).flatten(1))
+    def forward(self, images: Float[Tensor, "B C H W"]) -> _Pixels:
+        sides = (min(_PIXEL_SIDE, images.shape[-2]), min(_PIXEL_SIDE, images.shape[-1]))
+        return _Pixels(cls=F.adaptive_avg_pool2d(images, sides).flatten(1))

@@ -39,7 +39,7 @@ class _Group:
 
 
 def crop_sheet(
-    crops: Mapping[str, UInt8[Tensor, "V B 3 H W"]],
+    crops: Mapping[str, UInt8[Tensor, "V B C H W"]],
     masks: Bool[Tensor, "V B P"] | None,
     patch_size: int,
     *,
@@ -53,15 +53,15 @@ def crop_sheet(
     groups = {name: group for name, group in crops.items() if group.numel()}
     if not groups:
         raise ValueError("crop_sheet: the batch has no crops to draw")
-    scale = _scale(max(group.shape[-1] for group in groups.values()))
+    scale = _scale(max(max(group.shape[-2:]) for group in groups.values()))
     drawn = []
     for name, group in groups.items():
-        views, count, size = group.shape[0], min(images, group.shape[1]), group.shape[-1]
-        pixels = group[:, :count].cpu().permute(1, 0, 3, 4, 2).numpy()  # B V H W 3
+        views, count, (high, wide) = group.shape[0], min(images, group.shape[1]), group.shape[-2:]
+        pixels = _as_rgb(group[:, :count].transpose(0, 1))  # B V H W 3
         if name == "global" and masks is not None:
             pixels = _dimmed(pixels, masks[:, :count].cpu().permute(1, 0, 2).numpy(), patch_size)
         tiles = tuple(tuple(_scaled(view, scale) for view in row) for row in pixels)
-        title = f"{name} crops, {size} px"
+        title = f"{name} crops, {wide if high == wide else f'{wide} × {high}'} px"
         drawn.append(_Group(title, tuple(str(view + 1) for view in range(views)), tiles))
     note = (
         "One row per image. All views of a row are random crops of the same image; "
@@ -72,7 +72,7 @@ def crop_sheet(
     return _sheet("What the method sees", note, drawn, rows=())
 
 
-def patch_pca(encoder: "Backbone", images: UInt8[Tensor, "B 3 H W"], normalise: Normalisation) -> Image.Image:
+def patch_pca(encoder: "Backbone", images: UInt8[Tensor, "B C H W"], normalise: Normalisation) -> Image.Image:
     """Images above the first three principal components of their patch features, as red, green and blue.
 
     The components are those of all patches of the sheet together, so a colour means the same in every column (DINOv2,
@@ -82,8 +82,8 @@ def patch_pca(encoder: "Backbone", images: UInt8[Tensor, "B 3 H W"], normalise: 
     with _evaluating(encoder) as device:
         features = encoder(normalise(images.to(device))).patches.float().cpu()  # B P D
     colours = _principal_colours(features.flatten(0, 1)).reshape(*features.shape[:2], 3)
-    scale = _scale(images.shape[-1])
-    above = tuple(_scaled(image, scale) for image in images.cpu().permute(0, 2, 3, 1).numpy())
+    scale = _scale(max(images.shape[-2:]))
+    above = tuple(_scaled(image, scale) for image in _as_rgb(images))
     below = tuple(_map(colour, like=tile) for colour, tile in zip(colours, above, strict=True))
     group = _Group("", tuple(str(i + 1) for i in range(len(above))), (above, below))
     note = (
@@ -93,17 +93,23 @@ def patch_pca(encoder: "Backbone", images: UInt8[Tensor, "B 3 H W"], normalise: 
     return _sheet("Patch features, first 3 principal components", note, [group], rows=("image", "features"))
 
 
-def attention_maps(encoder: "Backbone", images: UInt8[Tensor, "B 3 H W"], normalise: Normalisation) -> Image.Image:
+def attention_maps(
+    encoder: "Backbone", images: UInt8[Tensor, "B C H W"], normalise: Normalisation
+) -> Image.Image | None:
     """Images beside the attention of the last block's cls token to their patches, mean and per head (DINO, figure 1).
 
-    Each map is scaled to its own maximum or to _PEAK times its mean, if that is more. Raises ValueError for no images.
+    Each map is scaled to its own maximum or to _PEAK times its mean, if that is more. None for a network without attention.
+    Raises ValueError for no images.
     """
     _some(images)
     with _evaluating(encoder) as device:
-        attention = encoder.attention(normalise(images.to(device))).float().cpu().numpy()  # B heads P
-    scale = _scale(images.shape[-1], target=_TILE if attention.shape[1] <= 6 else 2 * _TILE // 3)
+        found = encoder.attention(normalise(images.to(device)))
+    if found is None:
+        return None
+    attention = found.float().cpu().numpy()  # B heads P
+    scale = _scale(max(images.shape[-2:]), target=_TILE if attention.shape[1] <= 6 else 2 * _TILE // 3)
     rows_image, rows_mean, rows_heads = [], [], []
-    for image, heads in zip(images.cpu().permute(0, 2, 3, 1).numpy(), attention, strict=True):
+    for image, heads in zip(_as_rgb(images), attention, strict=True):
         tile = _scaled(image, scale)
         rows_image.append((tile,))
         rows_mean.append((_map(_heat(heads.mean(0)), like=tile),))
@@ -144,6 +150,12 @@ def _some(images: Tensor) -> None:
         raise ValueError("there are no images to draw; give at least one")
 
 
+def _as_rgb(images: UInt8[Tensor, "*N C H W"]) -> UInt8[np.ndarray, "*N H W 3"]:
+    """Pixels to look at: grey in all three colours, of more channels the first three."""
+    pixels = images.cpu().movedim(-3, -1).numpy()
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., [0, 0, 0]]
+
+
 def _scale(size: int, *, target: int = _TILE) -> float:
     """Enlargement of an image of `size` pixels: a whole number for small ones, a reduction for large ones."""
     return float(max(1, target // size)) if size <= target else target / size
@@ -156,11 +168,11 @@ def _scaled(pixels: np.ndarray, scale: float) -> Image.Image:
 
 
 def _map(values: np.ndarray, *, like: Image.Image) -> Image.Image:
-    """Colours [P, 3] in 0..1 of a square patch grid, as large as the image they belong to."""
-    side = round(len(values) ** 0.5)
-    if side * side != len(values):
-        raise ValueError(f"{len(values)} patches do not make a square grid; draw square images")
-    grid = (values.reshape(side, side, 3) * 255).round().astype(np.uint8)
+    """Colours [P, 3] in 0..1 of a patch grid, as large as the image they belong to."""
+    rows = max(1, round((len(values) * like.height / like.width) ** 0.5))
+    if len(values) % rows:
+        raise ValueError(f"{len(values)} patches do not make a grid on an image of {like.width} × {like.height}")
+    grid = (values.reshape(rows, -1, 3) * 255).round().astype(np.uint8)
     return Image.fromarray(grid).resize(like.size, _NEAREST)
 
 

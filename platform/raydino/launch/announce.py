@@ -11,7 +11,8 @@ from raydino.recipe import Recipe
 def tokens_per_image(recipe: Recipe) -> tuple[int, int]:
     """Tokens per image that student and teacher compute: patches, cls and registers of their crops."""
     crops = (recipe.method.global_crops, recipe.method.local_crops)
-    each = [c.count * ((c.size // recipe.backbone.patch_size) ** 2 + 1 + recipe.backbone.registers) for c in crops]
+    patch, extra = recipe.backbone.patch_size, 1 + recipe.backbone.registers
+    each = [c.count * ((c.height // patch) * (c.width // patch) + extra) for c in crops]
     return sum(each), each[0]
 
 

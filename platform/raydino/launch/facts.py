@@ -1,5 +1,6 @@
 """Numbers about a run before it starts: sizes from the model, counts from the plan, and a speed measured on this machine."""
 
+import math
 import time
 
 import torch
@@ -36,7 +37,7 @@ def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_
         dropped=inputs.plan.dropped_per_epoch,
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),
-        store_bytes=store_bytes(inputs.plan, recipe.method.views(recipe.backbone.patch_size), world=cluster.workers),
+        store_bytes=store_bytes(inputs.plan, recipe.views, world=cluster.workers),
         curated=bool(inputs.collection.manifest.stages),
         activation_bytes=micro * student * backbone.depth * backbone.width * ACTIVATION_BYTES[precision],
         images_per_second=images_per_second,
@@ -48,7 +49,7 @@ def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
 
     A window stays there until its last row is used: one per lane, and per worker those taken out ahead and one in the making.
     """
-    image = sum(group.count * 3 * group.size**2 for group in views.crops.values())
+    image = sum(math.prod(shape) for shape in views.shapes().values())
     rows = min(plan.window + int(plan.row_groups.max()) - 1, plan.steps_per_epoch * plan.per_lane)
     return image * rows * (plan.lanes + world * (BLOCKS_AHEAD + 1))
 
@@ -61,11 +62,8 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
     loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
     images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
-    views = recipe.method.views(recipe.backbone.patch_size)
-    crops = {
-        name: torch.randint(0, 256, (group.count, images, 3, group.size, group.size), dtype=torch.uint8)
-        for name, group in views.crops.items()
-    }
+    views = recipe.views
+    crops = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in views.shapes(images).items()}
     masks = None
     if views.masks is not None:
         count = views.crops["global"].count

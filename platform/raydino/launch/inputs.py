@@ -59,7 +59,7 @@ def _builtin(folder: Path) -> Path:
 
 def open_inputs(recipe: Recipe, path: str) -> Inputs:
     """Open the images at `path` for `recipe`. Raises ConfigError or ShardError naming what is wrong with them."""
-    data, size = recipe.data, recipe.method.global_crops.size
+    data = recipe.data
     collection = open_collection(path, split=data.split)
     labelled = labelled_sets(
         path,
@@ -69,7 +69,8 @@ def open_inputs(recipe: Recipe, path: str) -> Inputs:
         seed=recipe.seed,
         bank=max((getattr(e, "bank", 0) for e in recipe.evals.values()), default=0),
         queries=max((getattr(e, "queries", 0) for e in recipe.evals.values()), default=0),
-        size=size,
+        size=recipe.method.global_crops.size,
+        channels=recipe.backbone.channels,
         normalisation=data.normalisation,
     )
     plan = Plan(
@@ -88,4 +89,5 @@ def _probe(recipe: Recipe, collection: Collection, labelled: Labelled | None) ->
         return labelled.queries.at_most(PROBE_IMAGES, seed=recipe.seed)
     total = sum(collection.row_groups)
     rows = np.sort(generator(recipe.seed, "probe").permutation(total)[:PROBE_IMAGES])
-    return ImageSet(collection, rows, np.full(len(rows), -1), size=recipe.method.global_crops.size)
+    labels = np.full(len(rows), -1)
+    return ImageSet(collection, rows, labels, size=recipe.method.global_crops.size, channels=recipe.backbone.channels)

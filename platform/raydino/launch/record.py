@@ -126,7 +126,8 @@ class Judge:
         encoder, normalise, images = self._loop.method.encoder(), self._job.recipe.data.normalisation, self._shown()
         if len(images):
             run.picture("patch_pca", patch_pca(encoder, images, normalise), done)
-            run.picture("attention", attention_maps(encoder, images, normalise), done)
+            if attention := attention_maps(encoder, images, normalise):
+                run.picture("attention", attention, done)
 
     def _shown(self) -> Tensor:
         few = self._inputs.probe.at_most(PICTURE_IMAGES, seed=self._job.recipe.seed)

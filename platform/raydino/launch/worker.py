@@ -77,7 +77,7 @@ def _train(job: Job, progress: _Progress) -> None:
     stream = batches(
         inputs.collection,
         inputs.plan,
-        recipe.method.views(recipe.backbone.patch_size),
+        recipe.views,
         seed=recipe.seed,
         rank=rank,
         world=collectives.world_size(),

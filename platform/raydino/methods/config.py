@@ -57,9 +57,10 @@ class MethodConfig(Config):
         """Parts of the run by field name, each to be shorter than the run."""
         return {"teacher_momentum.warmup": self.teacher_momentum.warmup}
 
-    def views(self, patch_size: int) -> Views:
-        """What the method asks to see of an image."""
-        return Views(crops={"global": self.global_crops, "local": self.local_crops}, patch_size=patch_size)
+    def views(self, backbone: BackboneConfig) -> Views:
+        """What the method asks to see of an image, for a network of this kind."""
+        crops = {"global": self.global_crops, "local": self.local_crops}
+        return Views(crops=crops, patch_size=backbone.patch_size, channels=backbone.channels)
 
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""
@@ -174,11 +175,11 @@ class DINOv2Config(SelfDistillationConfig):
         """KoLeo needs a nearest neighbour, so two images."""
         return 2 if self.koleo_weight > 0 else 1
 
-    def views(self, patch_size: int) -> Views:
-        """What the method asks to see of an image."""
+    def views(self, backbone: BackboneConfig) -> Views:
+        """What the method asks to see of an image, for a network of this kind."""
         masks = self.masks if self.ibot_weight > 0 else None
         blur = {} if self.blur == "custom" else {"crops.global.blur": BLUR[self.blur], "crops.local.blur": (0.5,)}
-        return super().views(patch_size).override({"masks": masks, **blur})
+        return super().views(backbone).override({"masks": masks, **blur})
 
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""
@@ -199,9 +200,9 @@ class SupervisedConfig(MethodConfig):
     label_smoothing: Probability = 0.1
     """Share of each target spread over all classes (Szegedy et al. 2016)."""
 
-    def views(self, patch_size: int) -> Views:
+    def views(self, backbone: BackboneConfig) -> Views:
         """What the method asks to see of an image, and its label."""
-        return super().views(patch_size).override({"labels": True})
+        return super().views(backbone).override({"labels": True})
 
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""

@@ -65,8 +65,8 @@ class Method(nn.Module):
         self.teacher.load_state_dict(self.student.state_dict())
         for parameter in self.teacher.parameters():
             parameter.requires_grad = False
-        if not masked:  # a parameter that no loss reaches would stall the gradient all-reduce
-            self.student.backbone.mask_token.requires_grad = False
+        if not masked:
+            self.student.backbone.forgo_masks()
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Losses and diagnostics of one micro-batch with float crops."""
@@ -109,7 +109,7 @@ class SelfDistillation(Method):
         ibot_head: HeadConfig | None = None,
     ) -> None:
         def network(drop_path: float) -> Network:
-            body = backbone.build(image_size=config.global_crops.size, drop_path=drop_path)
+            body = backbone.build(image_size=config.global_crops.size, drop_path=drop_path, masked=masked)
             patch_head = ibot_head.build(body.width) if ibot_head is not None else None
             return Network(body, config.head.build(body.width), patch_head)
 

@@ -1,7 +1,8 @@
-"""The vision transformer: a timm model plus what self-distillation adds to it. The only file that imports timm.
+"""The networks that see images: timm models plus what self-distillation adds to them. The only file that imports timm.
 
-timm gives the blocks, their initialisation and the resampling of position embeddings; this file adds the mask token (put in
-after the patch embedding and before the position embedding, as iBOT and DINOv2 do) and splits the output by kind of token.
+`Transformer` takes blocks and their initialisation from timm and adds the mask token (put in after the patch embedding and before
+the position embedding, as iBOT and DINOv2 do), register tokens without a position, the published resampling of position
+embeddings and stochastic depth by subsets of the batch. `ConvNet` makes a ResNet or ConvNeXt look the same from outside.
 Letters: B crops, H W pixels, P patches (row-major), R registers, D width.
 """
 
@@ -10,73 +11,148 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.layers import Mlp, SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from raydino.config import ConfigError
 from raydino.nn.config import BackboneConfig
+from raydino.nn.depth import residual
+
+TRANSFORMERS, CONVNETS = ("vision_transformer", "deit"), ("resnet", "convnext")  # timm's files
+TIMM_TOKEN_STD = 1e-6
+OFFSET = 0.1  # added to the target grid before dividing, as published, so that rounding cannot lose a row (dino#8)
 
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """Tokens after the final norm."""
+    """What a backbone says of crops."""
 
     cls: Float[Tensor, "B D"]
+    """The normalised cls token, or a convolutional network's pooled features."""
     registers: Float[Tensor, "B R D"]
     patches: Float[Tensor, "B P D"]
 
 
 class Backbone(nn.Module):
-    """A timm ViT with a mask token.
+    """What methods, evaluations and the optimiser know of a network."""
 
-    Raises:
-        ConfigError: the name is no timm ViT, or the sizes do not fit together.
-    """
-
-    def __init__(self, config: BackboneConfig, *, image_size: int, drop_path: float = 0.0) -> None:
-        super().__init__()
-        sizes: dict[str, Any] = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
-        try:
-            vit = timm.create_model(
-                config.name,
-                pretrained=False,
-                num_classes=0,
-                img_size=image_size,
-                patch_size=config.patch_size,
-                reg_tokens=config.registers,
-                init_values=config.layer_scale or None,
-                drop_path_rate=drop_path,
-                dynamic_img_size=True,  # global and local crops differ in size
-                **{key: value for key, value in sizes.items() if value is not None},
-            )
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise ConfigError(
-                f"backbone.name = {config.name!r}: timm cannot build it ({error}); see timm.list_models('vit_*')"
-            ) from error
-        if not isinstance(vit, VisionTransformer):
-            raise ConfigError(
-                f"backbone.name = {config.name!r} is a {type(vit).__name__}; give a plain timm ViT such as vit_small_patch16_224"
-            )
-        self.vit = vit
-        self.mask_token = nn.Parameter(torch.zeros(1, vit.embed_dim))
-        self.width: int = vit.embed_dim
-        self.depth: int = len(vit.blocks)
-        self.patch_size: int = config.patch_size
-        self.image_size: int = image_size
+    width: int
+    """D, length of a feature."""
+    depth: int
+    """Blocks, for layer-wise learning rates."""
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
-        """Tokens of `images`; where `masks` is True the patch is replaced by the mask token."""
-        tokens = self.vit.norm(self.vit.blocks(self._embed(images, masks)))
-        first = 1 + self.vit.num_reg_tokens
+        """Features of `images`; where `masks` is True the student does not see the patch."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B heads P"] | None:
+        """Attention of the cls token to the patches in the last block (DINO, figure 1); None for a network without attention."""
+        return None
+
+    def layer_of(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning rates: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
+        return self.depth + 1
+
+    def forgo_masks(self) -> None:
+        """Prepare for a method that masks nothing: a parameter that no loss reaches would stall the gradient all-reduce."""
+
+
+def build_backbone(
+    config: BackboneConfig, *, image_size: int | tuple[int, int], drop_path: float, masked: bool = False
+) -> Backbone:
+    """The network that `config` names, for crops of `image_size` pixels (side, or height and width).
+
+    Raises:
+        ConfigError: the name is no timm model of a kind known here, sizes do not fit together, or masks are asked of a network
+            without patches.
+    """
+    family = timm.model_entrypoint(config.name).__module__.rpartition(".")[2] if timm.is_model(config.name) else ""
+    if family not in (*TRANSFORMERS, *CONVNETS):
+        raise ConfigError(
+            f"backbone.name = {config.name!r}: {f'the {family} family of timm' if family else 'no such timm model'}; give a "
+            "plain ViT such as vit_small_patch16_224 (timm.list_models('vit_*')), or for DINO a ResNet or ConvNeXt"
+        )
+    if family in CONVNETS and masked:
+        raise ConfigError(
+            f"backbone.name = {config.name!r} cannot be masked; set method.ibot_weight to 0, or give a ViT such as "
+            "vit_small_patch16_224"
+        )
+    if family in CONVNETS:
+        return ConvNet(config, drop_path=drop_path)
+    return Transformer(config, image_size=image_size, drop_path=drop_path)
+
+
+class Transformer(Backbone):
+    """A plain timm ViT with mask and register tokens."""
+
+    def __init__(
+        self, config: BackboneConfig, *, image_size: int | tuple[int, int] = 224, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.vit: Any = _timm_vit(config, image_size=image_size, drop_path=drop_path)
+        self.width, self.depth = self.vit.embed_dim, len(self.vit.blocks)
+        self.mask_token = nn.Parameter(torch.zeros(1, self.width))
+        self.registers = nn.Parameter(config.token_std * torch.randn(1, config.registers, self.width))
+        if config.token_std != TIMM_TOKEN_STD and self.vit.cls_token is not None:
+            nn.init.trunc_normal_(self.vit.cls_token, std=config.token_std)
+        self.registers.requires_grad = config.registers > 0
+        self._subset_rate = drop_path if config.stochastic_depth == "batch_subset" else 0.0
+        self._resampling = config.position_resampling
+
+    def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
+        """Tokens of `images` after the final norm; where `masks` is True the patch is replaced by the mask token."""
+        tokens = self._embed(images, masks)
+        if self._subset_rate > 0 and self.training:
+            for block in self.vit.blocks:
+                tokens = _block_on_subsets(block, tokens, rate=self._subset_rate)
+        else:
+            tokens = self.vit.blocks(tokens)
+        tokens, first = self.vit.norm(tokens), 1 + self.registers.shape[1]
         return BackboneOutput(cls=tokens[:, 0], registers=tokens[:, 1:first], patches=tokens[:, first:])
 
     def _embed(self, images: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
-        patches = self.vit.patch_embed(images)  # B h w D, a grid because of dynamic_img_size
+        vit = self.vit
+        patches = vit.patch_embed(images)  # B h w D, a grid because of dynamic_img_size
         if masks is not None:
             grid = masks.view(*patches.shape[:3], 1)
             patches = torch.where(grid, self.mask_token.to(patches.dtype), patches)
-        return self.vit.norm_pre(self.vit._pos_embed(patches))
+        rows, columns = patches.shape[1:3]
+        positions = self._positions(rows, columns)  # of the cls token too, unless the model has none
+        tokens, cls = patches.flatten(1, 2), vit.cls_token.expand(len(patches), -1, -1)
+        if positions.shape[1] == rows * columns:
+            tokens = torch.cat([cls, tokens + positions], dim=1)
+        else:
+            tokens = torch.cat([cls, tokens], dim=1) + positions
+        if self.registers.shape[1]:
+            tokens = torch.cat([tokens[:, :1], self.registers.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+        return vit.norm_pre(tokens)
+
+    def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 T D"]:
+        """Position embeddings for a grid of patches: bicubic, in float32, the cls token's entry untouched.
+
+        "antialias" samples at the exact size with antialiasing (DINOv2 with registers); "offset" gives the resampler the factor
+        (size + 0.1) / own size and no antialiasing (DINO, DINOv2 without registers).
+        """
+        vit, own = self.vit, self.vit.patch_embed.grid_size
+        if (rows, columns) == tuple(own):
+            return vit.pos_embed
+        prefix = 0 if vit.no_embed_class else 1
+        if self._resampling == "antialias":
+            return resample_abs_pos_embed(
+                vit.pos_embed, new_size=[rows, columns], old_size=list(own), num_prefix_tokens=prefix
+            )
+        grid = vit.pos_embed[:, prefix:].float().unflatten(1, own).permute(0, 3, 1, 2)
+        factors = ((rows + OFFSET) / own[0], (columns + OFFSET) / own[1])
+        grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", antialias=False)
+        if grid.shape[-2:] != (rows, columns):
+            raise ValueError(
+                f"position embeddings of {tuple(own)} came out as {grid.shape[-2:]}, not {(rows, columns)}"
+            )
+        grid = grid.permute(0, 2, 3, 1).flatten(1, 2).to(vit.pos_embed.dtype)
+        return torch.cat([vit.pos_embed[:, :prefix], grid], dim=1)
 
     @torch.no_grad()
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B heads P"]:
@@ -91,15 +167,100 @@ class Backbone(nn.Module):
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
         query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
         weights = (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1)
-        return weights[:, :, 0, 1 + self.vit.num_reg_tokens :]
+        return weights[:, :, 0, 1 + self.registers.shape[1] :]
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
         name = name.removeprefix("vit.")
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
-        return (
-            0
-            if name.startswith(("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token"))
-            else self.depth + 1
+        embeddings = ("patch_embed", "pos_embed", "cls_token", "registers", "mask_token")
+        return 0 if name.startswith(embeddings) else self.depth + 1
+
+    def forgo_masks(self) -> None:
+        """The mask token is not trained."""
+        self.mask_token.requires_grad = False
+
+
+class ConvNet(Backbone):
+    """A timm convolutional network (ResNet, ConvNeXt, …): pooled features as cls, its last feature map as patches."""
+
+    def __init__(self, config: BackboneConfig, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        for name in ("width", "depth", "heads"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"backbone.{name} = {getattr(config, name)}: only ViTs can be resized; {config.name} has sizes of its own"
+                )
+        for name in ("registers", "layer_scale"):
+            if getattr(config, name):
+                raise ConfigError(f"backbone.{name} = {getattr(config, name)}: {config.name} has none; set it to 0")
+        try:
+            self.net: Any = timm.create_model(
+                config.name, pretrained=False, num_classes=0, in_chans=config.channels, drop_path_rate=drop_path
+            )
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(f"backbone.name = {config.name!r}: timm cannot build it ({error})") from error
+        self.width, self.depth = self.net.num_features, 0
+
+    def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
+        """Pooled features and the last feature map of `images`. Raises ValueError for masks."""
+        if masks is not None:
+            raise ValueError("a convolutional network cannot be masked")
+        features = self.net.forward_features(images)
+        patches = features.flatten(2).transpose(1, 2)
+        return BackboneOutput(cls=self.net.forward_head(features), registers=patches[:, :0], patches=patches)
+
+
+def _timm_vit(config: BackboneConfig, *, image_size: int | tuple[int, int], drop_path: float) -> VisionTransformer:
+    sizes = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
+    options: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+    if config.ffn != "model":
+        options |= (
+            {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+            if config.ffn == "swiglu"
+            else {"mlp_layer": Mlp, "act_layer": nn.GELU, "mlp_ratio": 4.0}
         )
+    if config.ffn == "swiglu":
+        width: int = config.width or timm.create_model(config.name, pretrained=False, depth=1, num_classes=0).embed_dim  # pyright: ignore
+        options["mlp_ratio"] = 2 * swiglu_hidden(width) / width  # gate and value lie in one matrix
+    try:
+        vit = timm.create_model(
+            config.name,
+            pretrained=False,
+            num_classes=0,
+            in_chans=config.channels,
+            img_size=image_size,
+            patch_size=config.patch_size,
+            reg_tokens=0,  # ours have no position
+            init_values=config.layer_scale or None,
+            drop_path_rate=drop_path if config.stochastic_depth == "per_sample" else 0.0,
+            dynamic_img_size=True,  # global and local crops differ in size
+            **options,
+        )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"backbone.name = {config.name!r}: timm cannot build it ({error}); see timm.list_models('vit_*')"
+        ) from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise ConfigError(
+            f"backbone.name = {config.name!r} is a {type(vit).__name__} or has no cls token; give a plain timm ViT such as "
+            "vit_small_patch16_224"
+        )
+    if config.ffn == "swiglu":
+        for block in vit.blocks:  # timm starts the gates open; DINOv2 starts all linear layers alike
+            mlp: Any = block.mlp
+            nn.init.trunc_normal_(mlp.fc1.weight, std=0.02)
+            nn.init.zeros_(mlp.fc1.bias)
+    return vit
+
+
+def swiglu_hidden(width: int) -> int:
+    """Hidden width of a SwiGLU layer: two thirds of 4 * width, rounded up to a multiple of 8 (2,736 for 1,024)."""
+    return (int(4 * width * 2 / 3) + 7) // 8 * 8
+
+
+def _block_on_subsets(block: Any, tokens: Float[Tensor, "B T D"], *, rate: float) -> Float[Tensor, "B T D"]:
+    """A timm block with each of its two residual branches on a subset of its own."""
+    tokens = residual(tokens, lambda x: block.ls1(block.attn(block.norm1(x))), rate=rate)
+    return residual(tokens, lambda x: block.ls2(block.mlp(block.norm2(x))), rate=rate)

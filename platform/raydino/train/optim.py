@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raydino.config import in_steps
+from raydino.config import ConfigError, in_steps
 from raydino.methods.method import Network
 from raydino.schedule import cosine
 from raydino.train.config import OptimConfig
@@ -18,8 +18,11 @@ def build_optimizer(student: Network, config: OptimConfig) -> torch.optim.Optimi
 
     Biases, norms and LayerScale (one dimension) have no weight decay; cls, registers, position embeddings, mask token and the
     prototypes' gain have it (DINO's and DINOv2's rule alike). Backbone layers below the last get `layer_decay` per step down, the
-    patch embedding `patch_embed_lr` on top of it (DINOv2, appendix B.1).
+    patch embedding `patch_embed_lr` on top of it (DINOv2, appendix B.1). Raises ConfigError for such factors without such layers.
     """
+    for name, value in (("layer_decay", config.layer_decay), ("patch_embed_lr", config.patch_embed_lr)):
+        if value != 1 and student.backbone.depth == 0:
+            raise ConfigError(f"optim.{name} = {value}: a convolutional network has no such layers; set it to 1")
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:

@@ -8,15 +8,27 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raydino import collectives
+from raydino.config import ConfigError
 
 
 def replicate(method: nn.Module, device: torch.device) -> nn.Module:
     """The method as every rank trains it: itself on one worker, DistributedDataParallel on several.
 
-    Buffers are not broadcast: centres are moved alike on all ranks by their own all-reduce.
+    Buffers are not broadcast: centres are moved alike on all ranks by their own all-reduce, and batch norms (DINO's convolutional
+    networks) compute their statistics over all ranks, in the teacher as in the student.
+
+    Raises:
+        ConfigError: batch norm on several CPU workers, which torch cannot synchronise.
     """
     if collectives.world_size() == 1:
         return method
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules()):
+        if device.type == "cpu":
+            raise ConfigError(
+                "cluster.workers: this backbone has batch norm, which torch synchronises on GPUs only; use cluster.workers = 1, "
+                "or a network without it (a ViT or ConvNeXt)"
+            )
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -1,0 +1,22 @@
+"""Stochastic depth on a subset of the batch (DINOv2, section 5, "efficient stochastic depth").
+
+Ordinary stochastic depth computes a residual branch for every sample and throws some of the results away; here the branch sees
+only the samples that keep it, so memory and time fall by about `rate`. One rate holds for all blocks.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def residual(x: Float[Tensor, "B T D"], branch: Callable[[Tensor], Tensor], *, rate: float) -> Float[Tensor, "B T D"]:
+    """x + branch(x), the branch on max(floor(B * (1 - rate)), 1) random samples and weighted by B over that number.
+
+    Its expectation over subsets is x + branch(x). The subset comes from torch's generator of x's device.
+    """
+    batch = len(x)
+    kept = max(int(batch * (1 - rate)), 1)
+    rows = torch.randperm(batch, device=x.device)[:kept]
+    return x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=batch / kept)
