@@ -8,6 +8,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from raydino.data.crops import Cropper
+from raydino.methods.config import DINOConfig, DINOv2Config
+from raydino.nn.config import BackboneConfig
 from raydino.views import Crops, Views
 
 PLAIN = {"flip": 0, "jitter": 0, "gray": 0, "blur": (0,), "solarize": (0,)}
@@ -222,3 +224,77 @@ def test_cropper__writes_into_a_batch():
 def test_cropper__refuses_what_is_not_an_image(image):
     with pytest.raises(ValueError, match="uint8"):
         whole(8)(image, epoch=0, sample=b"a")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_cropper__any_number_of_channels_gets_the_same_boxes_and_its_own_values(channels):
+    """Without photometric changes every channel is cut as it would be alone."""
+    crops = Crops(count=3, size=(20, 32), scale=(0.2, 1), **{**PLAIN, "flip": 0.5})
+    image = np.stack([photo(seed=number)[..., 0] for number in range(channels)], axis=2)
+    cut = Cropper(Views(crops={"global": crops}, channels=channels), seed=3)(image, epoch=0, sample=b"a")["global"]
+    assert cut.shape == (3, channels, 20, 32)
+    alone = Cropper(Views(crops={"global": crops}, channels=1), seed=3)
+    for number in range(channels):
+        one = alone(image[..., number : number + 1], epoch=0, sample=b"a")["global"]
+        np.testing.assert_array_equal(cut[:, number], one[:, 0])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_cropper__other_images_than_rgb_keep_brightness_contrast_blur_and_solarisation(channels):
+    image = np.stack([photo(64, 64, seed=number)[..., 0] for number in range(channels)], axis=2) // 3 + 90
+
+    def cut(**changes):
+        crops = Crops(count=1, size=64, scale=(1, 1), ratio=(1, 1), **{**PLAIN, **changes})
+        return Cropper(Views(crops={"global": crops}, channels=channels), seed=0)(image, epoch=0, sample=b"a")[
+            "global"
+        ][0]
+
+    plain = cut().transpose(1, 2, 0)
+    np.testing.assert_array_equal(plain, image)
+    np.testing.assert_array_equal(cut(gray=1).transpose(1, 2, 0), image)
+    np.testing.assert_array_equal(
+        cut(jitter=1, brightness=0, contrast=0, saturation=0.9, hue=0.5).transpose(1, 2, 0), image
+    )
+    solarized = cut(solarize=(1,)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(solarized, np.where(image >= 128, 255 - image, image))
+    contrast = cut(jitter=1, brightness=0, contrast=0.5, saturation=0, hue=0).transpose(1, 2, 0).astype(float)
+    factor = contrast.std() / image.std()
+    expected = np.clip(image * factor + image.mean() * (1 - factor), 0, 255)
+    assert 0.5 <= factor <= 1.5 and np.abs(contrast - expected).max() <= 3
+    blurred = cut(blur=(1,), blur_sigma=(2, 2)).transpose(1, 2, 0)
+    assert np.abs(np.diff(blurred.astype(int), axis=0)).mean() < np.abs(np.diff(image.astype(int), axis=0)).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "blur"),
+    [
+        (DINOv2Config(), (0.0, 0.9, 0.5)),
+        (DINOv2Config(blur="paper"), (1.0, 0.1, 0.5)),
+        (DINOConfig(), (1.0, 0.1, 0.5)),
+    ],
+    ids=["dinov2_official", "dinov2_paper", "dino"],
+)
+def test_cropper__published_rates_over_ten_thousand_crops(config, blur):
+    """What comes out is counted: colour gone, inverted, an edge softened (where it is not inverted too), flipped."""
+    draws, solarize = 10_000, (0.0, 0.2, 0.0)
+    small = {"size": 8, "scale": (1, 1), "ratio": (1, 1), "jitter": 0, "blur_sigma": (1.5, 2.0)}
+    views = config.views(BackboneConfig(patch_size=8))
+    views = views.override({"crops.global": small, "crops.local": {**small, "count": 1, "blur": (blur[2],)}})
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    image[:, 4:] = (250, 150, 200)
+    cropper, counts = Cropper(views, seed=0), np.zeros((3, 4))
+    for number in range(draws):
+        cut = cropper(image, epoch=0, sample=b"%d" % number)
+        for at, crop in enumerate([*cut["global"], *cut["local"]]):
+            left, right = crop[:, 0, 0].astype(int), crop[:, 0, -1].astype(int)
+            flipped = crop[:, 0, :4].sum() > crop[:, 0, 4:].sum()
+            middle = crop[0, 0, 3:5].astype(int)
+            softened = abs(middle[0] - middle[1]) < 0.9 * abs(left[0] - right[0])
+            bright = left if flipped else right
+            counts[at] += (len(set(bright.tolist())) == 1, bright[0] < 100, softened and bright[0] >= 100, flipped)
+    rates = counts / draws
+    for at in range(3):
+        kept = 1 - solarize[at]
+        for measured, expected in zip(rates[at], (0.2, solarize[at], blur[at] * kept, 0.5), strict=True):
+            assert abs(measured - expected) <= 5 * math.sqrt(max(expected * (1 - expected), 1e-4) / draws), (at, rates)

@@ -249,3 +249,38 @@ def test_decode__one_photo_in_many_modes_looks_the_same(data_folder: Path) -> No
         allowed = 60 if name in ("1.png", "L.png", "LA.png") else 6  # grey has no colour, 1 bit is dithered
         blur = np.abs(pixels.mean(axis=(0, 1)) - shown["RGB.jpg"].mean(axis=(0, 1)))
         assert blur.max() < allowed, name
+
+
+def test_decode__one_channel_is_grey_and_of_colours_the_luminance() -> None:
+    grey = picture()[..., 0]
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey), "PNG"), channels=1)[..., 0], grey)
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(decode(encoded(deep, "PNG"), channels=1)[..., 0], grey)
+    colours = picture()
+    weights = colours.astype(float) @ (0.299, 0.587, 0.114)
+    found = decode(encoded(Image.fromarray(colours), "PNG"), channels=1)
+    assert found.shape == (12, 20, 1) and np.abs(found[..., 0] - weights).max() <= 1
+
+
+def test_decode__pages_of_a_tiff_are_channels() -> None:
+    pages = np.random.default_rng(1).integers(0, 256, (5, 12, 20), dtype=np.uint8)
+    images = [
+        Image.fromarray(page.astype(np.uint16) * 257 if number % 2 else page) for number, page in enumerate(pages)
+    ]
+    data = encoded(images[0], "TIFF", save_all=True, append_images=images[1:])
+    np.testing.assert_array_equal(decode(data, channels=5), np.moveaxis(pages, 0, 2))
+    assert decode(data).shape == (12, 20, 3)  # the first page, as for any animation
+
+
+def test_decode__bands_of_an_image_are_channels() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 20, 4), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), channels=4), pixels)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels, "CMYK"), "TIFF"), channels=4), pixels)
+
+
+def test_decode__another_number_of_channels_is_refused() -> None:
+    small, large = Image.fromarray(picture()[..., 0]), Image.fromarray(picture(16, 20)[..., 0])
+    uneven = encoded(small, "TIFF", save_all=True, append_images=[large])
+    for data, channels in [(encoded(Image.fromarray(picture()), "PNG"), 4), (encoded(small, "PNG"), 2), (uneven, 2)]:
+        with pytest.raises(Undecodable, match="wrong channels"):
+            decode(data, channels=channels)

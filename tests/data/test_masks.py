@@ -98,3 +98,18 @@ def test_block_masks__none_masked():
 def test_block_masks__bad_sizes():
     with pytest.raises(ValueError, match="grid = 0"):
         draw(grid=0)
+
+
+@pytest.mark.parametrize("grid", [(2, 8), (14, 7), (1, 5)])
+def test_block_masks__on_a_grid_that_is_not_square(grid):
+    made = np.concatenate(
+        [
+            block_masks(Masks(), grid=grid, seed=0, step=step, lane=0, images=16, views=2).reshape(32, *grid)
+            for step in range(40)
+        ]
+    )
+    covered = made.mean(axis=(1, 2))
+    assert made.any(axis=(1, 2)).sum() <= 16 * 40 and covered.max() <= 0.5
+    if min(grid) > 1:  # every place is hidden sometimes, and no mask hides a whole side
+        assert made.any(axis=0).all()
+        assert covered[covered > 0].mean() > 0.15

@@ -11,6 +11,7 @@ from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
 MACHINE = Machine(cpus=16, gpus=0, memory=64 * 10**9, shared_memory=8 * 10**9, python=(3, 11), ray="2.60.0")
+SMALL = Recipe().override({"method.head.prototypes": 512})  # as many as suit 10,000 images
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def _outside_a_ray_job(monkeypatch):
 
 def checked(tmp_path, *, recipe=None, cluster=None, facts=None, machine=None):
     return check(
-        Recipe().override(recipe or {}),
+        SMALL.override(recipe or {}),
         ClusterConfig(storage=str(tmp_path)).override(cluster or {}),
         facts=replace(FACTS, **(facts or {})),
         machine=replace(MACHINE, **(machine or {})),
@@ -94,6 +95,8 @@ def test_check__storage_that_is_a_file_or_not_writable(tmp_path, monkeypatch):
         ({"machine": {"shared_memory": 64 * 2**20}}, "--shm-size"),
         ({"cluster": {"gpu": False}, "machine": {"gpus": 1}}, "cluster.gpu = false"),
         ({"facts": {"dropped": 600}}, "600 of 10,000"),
+        ({"recipe": {"method.head.prototypes": 65_536}}, "65,536 for 10,000 images"),
+        ({"recipe": {"steps": 400}}, "0.98 suits this length"),
         ({"recipe": {"optim.warmup": 0}}, "optim.warmup = 0"),
         ({"facts": {"read_amplification": 1.38, "curated": False}}, "recipes/curate.py"),
         ({"facts": {"read_amplification": 1.38}}, "lanes = 8"),

@@ -130,6 +130,50 @@ def test_method__teacher_has_no_stochastic_depth_and_is_repeatable(config: Metho
     assert not torch.equal(*student)
 
 
+NETWORKS = {
+    "patch_4": {"patch_size": 4},
+    "one_channel": {"channels": 1},
+    "five_channels": {"channels": 5},
+    "registers_swiglu_layer_scale": {"registers": 4, "ffn": "swiglu", "layer_scale": 1e-5},
+    "batch_subset": {"drop_path": 0.5, "stochastic_depth": "batch_subset"},
+    "published_positions": {"position_resampling": "offset", "token_std": 0.02},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ["dino", "dinov2", "dinov2_long"])
+def test_method__trains_on_every_kind_of_vit_and_on_crops_that_are_not_square(name: str, network: str):
+    backbone = TINY.override(NETWORKS[network])
+    config = CONFIGS[name].override({"global_crops.size": (32, 48), "local_crops.size": (16, 8)})
+    method = config.build(backbone, steps=10)
+    views = config.views(backbone)
+    crops = {key: torch.randn(shape) for key, shape in views.shapes(4).items()}
+    masks = torch.zeros(2, 4, math.prod(views.grid), dtype=torch.bool)
+    masks[:, 1::2, 2:7] = True
+    output = method(Batch(crops, masks, tuple(bytes([i]) for i in range(4)), 0), 0)
+    sum(output.losses.values()).backward()
+    assert all(math.isfinite(value.item()) for value in output.losses.values())
+    assert not [n for n, p in method.student.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("network", ["resnet10t", "convnext_atto"])
+@pytest.mark.parametrize("name", ["dino", "supervised", "dinov2_no_ibot"])
+def test_method__trains_convolutional_networks_where_nothing_is_masked(name: str, network: str):
+    config = CONFIGS[name].override({"global_crops.size": 64, "local_crops.size": 32})
+    backbone = BackboneConfig(name=network, patch_size=32)
+    method = config.build(backbone, steps=10)
+    batch = _batch(config)
+    output = method(replace(batch, masks=None), 0)
+    sum(output.losses.values()).backward()
+    assert all(math.isfinite(value.item()) for value in output.losses.values())
+    assert not [n for n, p in method.student.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_method__masked_patches_need_a_vit():
+    with pytest.raises(ConfigError, match="ibot_weight"):
+        CONFIGS["dinov2"].build(BackboneConfig(name="resnet10t", patch_size=32), steps=10)
+
+
 def test_dino__first_loss_is_slightly_above_log_k_once_the_centre_has_settled():
     config = DINOConfig(head=HeadConfig(prototypes=4096, hidden=64, bottleneck=256)).override(
         {"global_crops.size": 32, "local_crops": {"size": 16, "count": 8}}

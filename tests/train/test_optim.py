@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from raydino.config import ConfigError
+from raydino.methods.config import DINOConfig
 from raydino.methods.method import Network
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.train.config import OptimConfig
@@ -137,3 +139,12 @@ def test_clip_gradients__zero_means_no_bound():
         parameter.grad = torch.full_like(parameter, 7.0)
     clip_gradients(student, 0.0, per="per_module")
     assert all((p.grad == 7.0).all() for p in student.parameters())
+
+
+def test_build_optimizer__layer_factors_need_layers():
+    method = DINOConfig().override({"head": {"prototypes": 8, "hidden": 8, "bottleneck": 4}})
+    student = method.build(BackboneConfig(name="resnet10t", patch_size=32), steps=10).student
+    assert len(build_optimizer(student, OptimConfig()).param_groups) == 3  # decayed, not decayed, last layer
+    for name in ("layer_decay", "patch_embed_lr"):
+        with pytest.raises(ConfigError, match=f"optim.{name} = 0.5"):
+            build_optimizer(student, OptimConfig().override({name: 0.5}))

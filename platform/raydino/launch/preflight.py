@@ -13,12 +13,16 @@ from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
 from raydino.launch.cluster import ClusterConfig, divisors
+from raydino.methods import rules
+from raydino.methods.config import SelfDistillationConfig
 from raydino.recipe import Recipe
 
 RAY_TESTED = "2.60."
 PYTHON_LEAST = (3, 11)
 STATE_BYTES_PER_PARAMETER = 20  # float32: student, teacher, its gradient and AdamW's two moments
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
+PROTOTYPES_MOST = 0.5  # of the images
+MEMORY_MOST = 0.25  # of the run that the teacher remembers
 READ_MOST = 1.1  # rows read for each row used; folders written by curation stay below it
 SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
 
@@ -258,9 +262,28 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"data.path = {recipe.data.path}: {facts.read_amplification:.2f} rows are read for each row used, more than "
             f"{READ_MOST}; {remedy}."
         )
+    out += _size_warnings(recipe, facts)
     if in_steps(recipe.optim.warmup, recipe.steps) == 0 and recipe.steps * recipe.global_batch >= facts.images:
         out.append(
             "optim.warmup = 0: vision transformers usually diverge without a warm-up; 0.1 is the published share."
+        )
+    return out
+
+
+def _size_warnings(recipe: Recipe, facts: Facts) -> list[str]:
+    """Where prototypes and teacher do not suit the number of images and the length of the run (methods/rules.py)."""
+    out, method = [], recipe.method
+    if isinstance(method, SelfDistillationConfig) and method.head.prototypes > PROTOTYPES_MOST * facts.images:
+        out.append(
+            f"method.head.prototypes = {method.head.prototypes:,} for {facts.images:,} images: most of them will be met by no "
+            f"image in an epoch; {rules.prototypes(facts.images):,} suit so many."
+        )
+    start = method.teacher_momentum.start
+    if start < 1 and 1 / (1 - start) > MEMORY_MOST * recipe.steps:
+        fitting = rules.teacher_momentum(steps=recipe.steps, global_batch=recipe.global_batch)
+        out.append(
+            f"method.teacher_momentum.start = {start}: the teacher remembers {1 / (1 - start):,.0f} steps of a run of "
+            f"{recipe.steps:,}, so it stays near its random start; {fitting} suits this length."
         )
     return out
 
