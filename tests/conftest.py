@@ -44,6 +44,40 @@ def data_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def train_here() -> Callable[..., Iterator[Any]]:
+    """Step reports of a recipe on a curated folder in this process: the whole chain but Ray, on one thread."""
+    import torch
+
+    from raydino.data.fetch import local_windows
+    from raydino.data.stream import batches
+    from raydino.launch.cluster import ClusterConfig
+    from raydino.launch.inputs import open_inputs
+    from raydino.launch.worker import build_loop
+    from raydino.train.steps import training_steps
+
+    def train(recipe: Any, folder: Path) -> Iterator[Any]:
+        inputs = open_inputs(recipe.override({"data.path": str(folder)}), str(folder))
+        loop = build_loop(recipe, ClusterConfig(), torch.device("cpu"))
+        torch.set_num_threads(1)
+        stream = batches(
+            inputs.collection,
+            inputs.plan,
+            recipe.views,
+            seed=recipe.seed,
+            rank=0,
+            world=1,
+            start_step=0,
+            steps=recipe.steps,
+            max_bad=1.0,
+            on_bad=lambda bad: None,
+            read=local_windows,
+        )
+        yield from training_steps(loop, stream)
+
+    return train
+
+
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with 2 CPUs, whose workers find raydino and import by path. Per module: others test how Ray is started."""

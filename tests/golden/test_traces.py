@@ -11,23 +11,19 @@ differ by 2e-6 at most, and the tolerance leaves room for other matrix libraries
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from raydino.curation.synthetic import write_builtin
-from raydino.data.fetch import local_windows
-from raydino.data.stream import batches
-from raydino.launch.cluster import ClusterConfig
-from raydino.launch.inputs import open_inputs
-from raydino.launch.worker import build_loop
-from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
+from raydino.methods.config import DINOConfig, DINOv2Config, SupervisedConfig
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.recipe import Recipe
 from raydino.schedule import cosine
 from raydino.train.config import OptimConfig
-from raydino.train.steps import training_steps
 
 STEPS = 50
 TOLERANCE = 1e-4
@@ -47,6 +43,29 @@ METHODS = {
     ).override(SMALL),
     "supervised": SupervisedConfig(classes=8).override(CROPS),
 }
+RECIPES = {
+    name: Recipe(
+        steps=STEPS,
+        global_batch=16,
+        backbone=BackboneConfig(
+            name="vit_tiny_patch16_224", patch_size=4, width=32, depth=2, heads=2, drop_path=0.1, layer_scale=0.1
+        ),
+        method=method,
+        optim=OptimConfig(lr=1e-3, warmup=0.2, weight_decay=cosine(0.04, 0.4), layer_decay=0.9),
+    )
+    for name, method in METHODS.items()
+}
+RECIPES["dinov2_vitl14"] = RECIPES["dinov2_long"].override(
+    {  # what the released networks have besides: SwiGLU, subsets, registers, positions by the older rule
+        "backbone": {
+            "ffn": "swiglu",
+            "registers": 2,
+            "drop_path": 0.4,
+            "stochastic_depth": "batch_subset",
+            "position_resampling": "offset",
+        }
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,44 +76,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trace(config: MethodConfig, images: Path) -> dict[str, list[float]]:
+def trace(recipe: Recipe, images: Path, train_here: Callable[..., Any]) -> dict[str, list[float]]:
     """Every loss of every step."""
-    recipe = Recipe(
-        steps=STEPS,
-        global_batch=16,
-        backbone=BackboneConfig(
-            name="vit_tiny_patch16_224", patch_size=4, width=32, depth=2, heads=2, drop_path=0.1, layer_scale=0.1
-        ),
-        method=config,
-        optim=OptimConfig(lr=1e-3, warmup=0.2, weight_decay=cosine(0.04, 0.4), layer_decay=0.9),
-    )
-    inputs = open_inputs(recipe.override({"data.path": str(images)}), str(images))
-    loop = build_loop(recipe, ClusterConfig(), torch.device("cpu"))
-    torch.set_num_threads(1)
-    stream = batches(
-        inputs.collection,
-        inputs.plan,
-        recipe.views,
-        seed=recipe.seed,
-        rank=0,
-        world=1,
-        start_step=0,
-        steps=STEPS,
-        max_bad=1.0,
-        on_bad=lambda bad: None,
-        read=local_windows,
-    )
     out: dict[str, list[float]] = {}
-    for report in training_steps(loop, stream):
+    for report in train_here(recipe, images):
         for name, value in report.metrics.items():
             if name.startswith("loss/"):
                 out.setdefault(name, []).append(float(value))
     return out
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_trace__fifty_steps_give_the_recorded_losses(name: str, images: Path):
-    found, path = trace(METHODS[name], images), FOLDER / f"{name}.json"
+@pytest.mark.parametrize("name", RECIPES)
+def test_trace__fifty_steps_give_the_recorded_losses(name: str, images: Path, train_here: Callable[..., Any]):
+    found, path = trace(RECIPES[name], images, train_here), FOLDER / f"{name}.json"
     if os.environ.get("RAYDINO_RECORD_GOLDEN"):
         lines = [
             f"{json.dumps(key)}: {json.dumps([round(value, 6) for value in values])}" for key, values in found.items()
@@ -113,9 +107,9 @@ def test_trace__fifty_steps_give_the_recorded_losses(name: str, images: Path):
         )
 
 
-def test_trace__a_loss_weight_that_is_off_by_a_percent_is_noticed(images: Path):
+def test_trace__a_loss_weight_that_is_off_by_a_percent_is_noticed(images: Path, train_here: Callable[..., Any]):
     """The tolerance is no blanket: one per cent on one weight of one loss term leaves it."""
     recorded = json.loads((FOLDER / "dinov2_short.json").read_text())
-    found = trace(METHODS["dinov2_short"].override({"ibot_weight": 1.01}), images)
+    found = trace(RECIPES["dinov2_short"].override({"method.ibot_weight": 1.01}), images, train_here)
     worst = max(abs(a - b) / abs(b) for a, b in zip(found["loss/total"], recorded["loss/total"], strict=True))
     assert worst > TOLERANCE

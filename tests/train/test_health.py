@@ -28,8 +28,8 @@ UNIFORM = _diagnostics(torch.full((1, K), 1 / K), SPREAD)
 SAME_FEATURES = _diagnostics(torch.eye(K)[:IMAGES], torch.ones(8))
 
 
-def _verdicts(*spans: tuple[dict, int], warmup: int = 0) -> list[float | None]:
-    alarm, out, step = CollapseAlarm(warmup=warmup), [], 0
+def _verdicts(*spans: tuple[dict, int], warmup: int = 0, views: int = 2 * IMAGES) -> list[float | None]:
+    alarm, out, step = CollapseAlarm(warmup=warmup, views=views), [], 0
     for metrics, steps in spans:
         for _ in range(steps):
             alarm.add(metrics, step)
@@ -46,6 +46,13 @@ def test_collapse_alarm__rings_within_fifty_steps_of_a_collapse(collapsed: dict)
     assert verdicts[99] == 0.0
     assert verdicts[-1] == 1.0
     assert _verdicts((collapsed, 50))[-1] == 1.0  # from the start
+
+
+def test_collapse_alarm__two_prototypes_for_all_images_are_a_collapse_unless_there_are_few_images():
+    two = _diagnostics(torch.eye(K)[torch.arange(IMAGES) % 2], SPREAD)
+    assert two["teacher/prototypes_used"].item() == pytest.approx(2.0)
+    assert _verdicts((two, 50))[-1] == 1.0
+    assert _verdicts((two, 50), views=8)[-1] == 0.0
 
 
 def test_collapse_alarm__is_silent_for_healthy_steps_and_single_odd_ones():

@@ -48,7 +48,10 @@ class Record:
     def __init__(self, job: Job, rank: int) -> None:
         self._job, self._rank = job, rank
         self._meter, self.rate = Meter(), Rate()
-        self._alarm, self._alarmed = CollapseAlarm(warmup=in_steps(job.recipe.optim.warmup, job.recipe.steps)), False
+        recipe = job.recipe
+        views = recipe.method.global_crops.count * job.cluster.micro_batch(recipe.global_batch)
+        self._alarm = CollapseAlarm(warmup=in_steps(recipe.optim.warmup, recipe.steps), views=views)
+        self._alarmed = False
         self.run = self._open() if rank == 0 else None
 
     def _open(self) -> Run:
