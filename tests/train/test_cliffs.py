@@ -1,4 +1,4 @@
-"""The known cliffs of DINO, in real training of a small network: each collapses and the alarm says so; the recipe itself does not.
+"""The known cliffs of DINO, in real training of a small network: each collapses and the alarm says so; the recipe does not.
 
 Which settings collapse at ImageNet's size stands in the paper (teacher temperature, centre and teacher in appendix D and section
 5.1, the bottleneck in appendix C: 0.1 % k-NN each). Here 16-pixel crops of generated images take their place; augmentation is
