@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -330,6 +331,31 @@ def test_ray_windows__windows_larger_than_the_store_share_still_arrive(ray_clust
     monkeypatch.setattr(stream, "STORE_BYTES", 1000)
     shelf = Shelf(GROUPS)
     all_equal(run(shelf, steps=4), run(shelf, steps=4, read=ray_windows))
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_ray_windows__scheduler_rests_while_blocks_wait_to_be_taken(ray_cluster, monkeypatch):
+    """It runs in a thread of the training worker: spinning there costs the step more than half of its speed on two cores."""
+
+    def used() -> float:
+        """CPU seconds of Ray Data's scheduling threads."""
+        total = 0
+        for thread in threading.enumerate():
+            if thread.name.startswith("StreamingExecutor") and thread.native_id:
+                fields = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()
+                total += int(fields[11]) + int(fields[12])
+        return total / os.sysconf("SC_CLK_TCK")
+
+    monkeypatch.setattr(stream, "STORE_BYTES", 1000)
+    made = run(Shelf(GROUPS), steps=3000, read=ray_windows)
+    next(made)
+    time.sleep(1)  # until all that may be fetched is fetched
+    before = used()
+    time.sleep(3)
+    share = (used() - before) / 3
+    made.close()
+    assert share < 0.3
 
 
 def test_fetch__gives_rows_in_the_order_asked_for():

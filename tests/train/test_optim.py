@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raydino.config import ConfigError
-from raydino.methods.config import DINOConfig
+from raydino.methods.config import DINOConfig, DINOv2Config
 from raydino.methods.method import Network
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.train.config import OptimConfig
@@ -148,3 +148,38 @@ def test_build_optimizer__layer_factors_need_layers():
     for name in ("layer_decay", "patch_embed_lr"):
         with pytest.raises(ConfigError, match=f"optim.{name} = 0.5"):
             build_optimizer(student, OptimConfig().override({name: 0.5}))
+
+
+def test_build_optimizer__no_decay_rule_of_dinov2_by_name():
+    """The official rule goes by name (no decay for `.bias` and for names with norm or gamma), ours by shape; they must agree."""
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224",
+        patch_size=8,
+        width=32,
+        depth=3,
+        heads=2,
+        ffn="swiglu",
+        registers=2,
+        layer_scale=1e-5,
+    )
+    head = {"prototypes": 8, "hidden": 8, "bottleneck": 4}
+    config = DINOv2Config(ibot_head=HeadConfig(**head, train_gain=True)).override({"head": head})
+    student = config.build(backbone, steps=10).student
+    optimizer = build_optimizer(student, OptimConfig(layer_decay=0.9, patch_embed_lr=0.2))
+    factors = {0: 0.9**4, 1: 0.9**3, 2: 0.9**2, 3: 0.9, 4: 1.0}
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = _group_of(optimizer, parameter)
+        exempt = name.endswith(".bias") or "norm" in name or "gamma" in name
+        assert group["weight_decay_factor"] == (0.0 if exempt else 1.0), name
+        if name.startswith("backbone.vit.blocks."):
+            rate = factors[int(name.split(".")[3]) + 1]
+        elif (
+            name.startswith("backbone") and "norm" not in name
+        ):  # patch embedding, cls, registers, positions, mask token
+            rate = factors[0] * (0.2 if "patch_embed" in name else 1.0)
+        else:
+            rate = 1.0
+        assert group["lr_factor"] == pytest.approx(rate), name
+        assert group["last_layer"] == (".prototypes." in name), name
