@@ -112,7 +112,7 @@ _VITS16 = for_images(_VITS16_BASE, name="dinov2-vits16", images=500_000, epochs=
 _VITS16_5K = for_images(_VITS16_BASE, name="dinov2-vits16-5k", images=5_000, epochs=400)
 _VITS16_50K = for_images(_VITS16_BASE, name="dinov2-vits16-50k", images=50_000, epochs=200)
 _VITB16 = for_images(
-    _VITS16_BASE.override({"backbone.name": "vit_base_patch16_224", "optim.patch_embed_lr": 0.2}),
+    _VITS16_BASE.override({"backbone.name": "vit_base_patch16_224"}),
     name="dinov2-vitb16",
     images=500_000,
     epochs=100,
@@ -169,7 +169,7 @@ _VITL14 = Recipe(
 )
 
 # The same for ViT-g/14, about 22,000 A100-hours: k-NN 83.5 after LVD-142M and the high-resolution phase. Not measured here.
-_VITG14 = _VITL14.override({"name": "dinov2-vitg14", "backbone.name": "vit_giant_patch14_dinov2"})
+_VITG14 = _VITL14.override({"name": "dinov2-vitg14", "lanes": 256, "backbone.name": "vit_giant_patch14_dinov2"})
 
 DINOV2 = {
     "laptop": _LAPTOP,
@@ -256,8 +256,8 @@ _DINO_VITS16_BOOSTED = _DINO_VITS16.override(
         "optim.warmup": 10 / 300,
     }
 )
-# The released ViT-S/16, 800 epochs: k-NN 74.5 (paper, section 3.2). Crops, clipping, last rate and float32 are those of the
-# arguments file beside the weights, of which we know public copies only. Not measured here.
+# The released ViT-S/16, 800 epochs: k-NN 74.5 (paper, section 3.2). Crops, clipping, last rate and float32 are said to be those of
+# the arguments file beside the weights, which we have not seen; the trained gain is the official advice for ViT-S. Not measured here.
 _DINO_VITS16_800 = _DINO_VITS16_BOOSTED.override(
     {
         "name": "dino-vits16-800ep",
@@ -266,7 +266,6 @@ _DINO_VITS16_800 = _DINO_VITS16_BOOSTED.override(
         "method.local_crops": {"count": 10, "scale": (0.05, 0.25)},
         "method.teacher_temperature.warmup": 30 / 800,
         "method.freeze_last_layer": 1 / 800,
-        "method.head.train_gain": False,
         "optim": {"warmup": 10 / 800, "min_lr": 1e-5, "clip": 0.0},
     }
 )
@@ -277,6 +276,7 @@ _DINO_VITB16 = _DINO_VITS16_800.override(
         "name": "dino-vitb16",
         "steps": 400 * (IMAGENET_EPOCH // 1024),
         "lanes": 32,
+        "method.head.train_gain": False,
         "backbone.name": "vit_base_patch16_224",
         "method.teacher_temperature.warmup": 50 / 400,
         "method.freeze_last_layer": 3 / 400,

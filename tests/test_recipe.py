@@ -77,3 +77,31 @@ def test_recipe__schedules_beyond_their_meaning_are_refused(method):
     bad = {"teacher_momentum": {"start": 1.5, "end": 1.5}, "teacher_temperature": {"start": 0.0, "end": 0.0}}[method]
     with pytest.raises(ConfigError, match=method):
         Recipe().override({f"method.{method}": bad})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method.global_crops.size": (0, 32)}, "give a side, or height and width"),
+        ({"method.global_crops.size": (32, 32, 32)}, "give a side, or height and width"),
+        ({"method.global_crops.size": (224, 200)}, "is not a multiple of backbone.patch_size = 16; use 224 192"),
+        ({"method.global_crops.size": (16, 224)}, "1 x 14 patches, on which no block can be masked"),
+        ({"backbone.channels": 4}, "data.normalisation.mean has 3 and data.normalisation.std has 3 entries"),
+        ({"backbone.channels": 1, "data.normalisation.mean": (0.5,)}, "data.normalisation.std has 3 entries"),
+    ],
+)
+def test_recipe__sizes_and_channels_that_do_not_fit_name_the_remedy(changes: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        Recipe().override(changes)
+
+
+def test_recipe__views_follow_the_network():
+    recipe = Recipe().override(
+        {
+            "method.global_crops.size": (64, 96),
+            "backbone.channels": 2,
+            "data.normalisation": {"mean": (0.5,), "std": (0.25, 0.5)},
+        }
+    )
+    assert recipe.views.shapes(5)["global"] == (2, 5, 2, 64, 96) and recipe.views.grid == (4, 6)
+    assert Recipe().from_yaml(recipe.to_yaml()) == recipe

@@ -78,11 +78,20 @@ class Recipe(Config):
                     f"method.{name}.size = {crops.size} is not a multiple of backbone.patch_size = {patch}; use {use}"
                 )
         channels = self.backbone.channels
-        for name in ("mean", "std"):
-            if len(given := getattr(self.data.normalisation, name)) not in (1, channels):
-                raise ValueError(
-                    f"data.normalisation.{name} has {len(given)} entries for backbone.channels = {channels}; give 1 or {channels}"
-                )
+        given = {name: len(getattr(self.data.normalisation, name)) for name in ("mean", "std")}
+        if wrong := {name: count for name, count in given.items() if count not in (1, channels)}:
+            counts = " and ".join(f"data.normalisation.{name} has {count}" for name, count in wrong.items())
+            raise ValueError(
+                f"{counts} entries for backbone.channels = {channels}; give one for each or one for all, such as "
+                "--data.normalisation.mean 0.5 --data.normalisation.std 0.25"
+            )
+        views = self.views
+        if views.masks is not None and min(views.grid) < 2:
+            rows, columns = views.grid
+            raise ValueError(
+                f"method.global_crops.size = {self.method.global_crops.size} is {rows} x {columns} patches, on which no block can "
+                "be masked; enlarge it, or set method.ibot_weight to 0"
+            )
         lengths = {
             "optim.warmup": self.optim.warmup,
             **{f"method.{name}": length for name, length in self.method.lengths().items()},

@@ -7,9 +7,9 @@ This file does not import torch, so that recipes and their `--help` need not wai
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raydino.config import Config
 
@@ -23,7 +23,7 @@ Size = Positive | tuple[Positive, Positive]
 """Pixels of a picture: its side, or height and width."""
 
 
-def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
+def height_width(size: Size) -> tuple[int, int]:
     """A `Size` as height and width."""
     return (size, size) if isinstance(size, int) else size
 
@@ -38,7 +38,7 @@ class Crops(Config):
     scale: tuple[float, float]
     """Range of the crop's area as a share of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's aspect ratio, width / height (log-uniform)."""
+    """Range of the crop's aspect ratio over that of the view (log-uniform): how far it is stretched."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     jitter: Probability = 0.8
@@ -59,6 +59,14 @@ class Crops(Config):
     """Range of the blur's standard deviation, pixels."""
     solarize: tuple[Probability, ...] = (0.0,)
     """Probability of solarisation (threshold 128), per view."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _a_side_or_two(cls, size: Any) -> Any:
+        sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError("give a side, or height and width, in whole pixels above 0")
+        return size
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

@@ -298,3 +298,19 @@ def test_cropper__published_rates_over_ten_thousand_crops(config, blur):
         kept = 1 - solarize[at]
         for measured, expected in zip(rates[at], (0.2, solarize[at], blur[at] * kept, 0.5), strict=True):
             assert abs(measured - expected) <= 5 * math.sqrt(max(expected * (1 - expected), 1e-4) / draws), (at, rates)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 32), (36, 24)])
+def test_cropper__a_view_that_is_not_square_is_not_squashed(height, width):
+    """With ratio 1 the box has the view's own shape, so a disc stays round."""
+    y, x = np.mgrid[:200, :200]
+    disc = np.repeat((255 * ((y - 100) ** 2 + (x - 100) ** 2 < 30**2)).astype(np.uint8)[..., None], 3, axis=2)
+    crops = Crops(count=1, size=(height, width), scale=(0.24, 0.26), ratio=(1, 1), **PLAIN)
+    cropper = Cropper(Views(crops={"global": crops}), seed=0)
+    seen = [
+        cut
+        for n in range(300)
+        if (cut := view(cropper, disc, b"%d" % n)[..., 0])[[0, -1]].max() == 0 and cut[:, [0, -1]].max() == 0
+    ]
+    measured = [((cut > 127).any(axis=1).sum(), (cut > 127).any(axis=0).sum()) for cut in seen if (cut > 127).any()]
+    assert measured and all(abs(high - wide) <= 2 for high, wide in measured)

@@ -272,6 +272,14 @@ def test_decode__pages_of_a_tiff_are_channels() -> None:
     assert decode(data).shape == (12, 20, 3)  # the first page, as for any animation
 
 
+def test_decode__float_pages_are_stretched_together() -> None:
+    """What bands are to each other is the signal: a page of half the range stays half as bright."""
+    page = np.linspace(0, 100, 12 * 20, dtype=np.float32).reshape(12, 20)
+    images = [Image.fromarray(page), Image.fromarray(page / 2)]
+    found = decode(encoded(images[0], "TIFF", save_all=True, append_images=images[1:]), channels=2)
+    assert found[..., 0].max() == 255 and found[..., 1].max() in (127, 128)
+
+
 def test_decode__bands_of_an_image_are_channels() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (12, 20, 4), dtype=np.uint8)
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), channels=4), pixels)

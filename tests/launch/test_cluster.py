@@ -167,7 +167,10 @@ def test_decodes_in__follows_the_machine_unless_told(changes, has, where):
 
 
 def test_store_bytes__a_share_of_the_memory_where_there_are_gpus():
-    assert ClusterConfig().store_bytes(gpus=0, memory=100 * 2**30) == 600 * 2**20
-    assert ClusterConfig().store_bytes(gpus=1, memory=100 * 2**30) == 30 * 2**30
-    assert ClusterConfig().store_bytes(gpus=1, memory=2**30) == 600 * 2**20
-    assert ClusterConfig(object_store_mb=200).store_bytes(gpus=1, memory=100 * 2**30) == 200 * 2**20
+    large = {"memory": 100 * 2**30, "shared": 50 * 2**30}
+    assert ClusterConfig().store_bytes(gpus=0, **large) == 600 * 2**20
+    assert ClusterConfig().store_bytes(gpus=1, **large) == 30 * 2**30
+    assert ClusterConfig().store_bytes(gpus=1, memory=2**30, shared=2**30) == 600 * 2**20
+    assert ClusterConfig().store_bytes(gpus=1, memory=100 * 2**30, shared=64 * 2**20) == 600 * 2**20  # a container
+    assert ClusterConfig().store_bytes(gpus=1, memory=100 * 2**30, shared=20 * 2**30) == 19 * 2**30
+    assert ClusterConfig(object_store_mb=200).store_bytes(gpus=1, **large) == 200 * 2**20

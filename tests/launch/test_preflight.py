@@ -48,6 +48,12 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
         ({"facts": {"images": 63}}, ["data.path = builtin", "63", "64"]),
         ({"cluster": {"workers": 8, "cpus_per_worker": 4.0}}, ["cluster.workers = 8", "need 32 CPUs", "has 16"]),
         ({"cluster": {"workers": 2, "gpu": True}}, ["cluster.gpu = false"]),
+        ({"cluster": {"object_store_mb": 16_000}}, ["cluster.object_store_mb = 16000", "8 GB free", "--shm-size"]),
+        (
+            {"cluster": {"workers": 2}, "facts": {"batch_norm": True}},
+            ["cluster.workers = 2", "batch norm", "use 1 worker"],
+        ),
+        ({"recipe": {"optim.layer_decay": 0.9}, "facts": {"blocks": 0}}, ["optim.layer_decay = 0.9", "set it to 1"]),
         ({"cluster": {"workers": 4}, "machine": {"gpus": 2}}, ["cluster.workers = 4", "this machine has 2"]),
         ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),
         ({"machine": {"ray": ""}}, ["Ray is not installed", "make setup"]),
@@ -97,6 +103,7 @@ def test_check__storage_that_is_a_file_or_not_writable(tmp_path, monkeypatch):
         ({"facts": {"dropped": 600}}, "600 of 10,000"),
         ({"recipe": {"method.head.prototypes": 65_536}}, "65,536 for 10,000 images"),
         ({"recipe": {"steps": 400}}, "0.98 suits this length"),
+        ({"recipe": {"steps": 50}}, "0.98 suits this length"),
         ({"recipe": {"optim.warmup": 0}}, "optim.warmup = 0"),
         ({"facts": {"read_amplification": 1.38, "curated": False}}, "recipes/curate.py"),
         ({"facts": {"read_amplification": 1.38}}, "lanes = 8"),
@@ -106,6 +113,11 @@ def test_check__warns(tmp_path, given, word):
     warnings = checked(tmp_path, **given)
     assert len(warnings) == 1
     assert word in warnings[0]
+
+
+def test_check__does_not_advise_what_is_there_already(tmp_path):
+    short = {"steps": 50, "method.teacher_momentum.start": 0.98, "method.head.prototypes": 256}
+    assert checked(tmp_path, recipe=short, facts={"images": 200, "dropped": 0}) == []
 
 
 def test_check__a_server_ends_the_tracker_warning_and_its_password_is_not_shown(tmp_path, monkeypatch):

@@ -123,13 +123,17 @@ def test_convnet__pooled_features_and_last_map(name: str):
 
 
 def test_convnet__refuses_what_only_a_vit_has():
-    for changes, message in [
-        ({"registers": 4}, "registers"),
-        ({"width": 64}, "width"),
-        ({"layer_scale": 0.1}, "layer_scale"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            BackboneConfig(name="resnet18").override(changes).build(image_size=64, drop_path=0.0)
+    for field, value in {
+        "registers": 4,
+        "width": 64,
+        "ffn": "swiglu",
+        "stochastic_depth": "batch_subset",
+        "token_std": 0.02,
+    }.items():
+        with pytest.raises(ConfigError, match=rf"backbone\.{field} = {value} is for ViTs"):
+            BackboneConfig(name="resnet18", patch_size=32).override({field: value}).build(image_size=64, drop_path=0.0)
+    with pytest.raises(ConfigError, match="stride of 32; set patch_size to 32"):
+        BackboneConfig(name="resnet18").build(image_size=64, drop_path=0.0)
     with pytest.raises(ConfigError, match="cannot be masked"):
         BackboneConfig(name="resnet18").build(image_size=64, drop_path=0.0, masked=True)
 
@@ -161,6 +165,14 @@ def test_backbone__names_what_is_wrong_with_an_unknown_model():
         BackboneConfig(name="vit_nonsense").build(image_size=224, drop_path=0.0)
     with pytest.raises(ConfigError, match="swin_transformer family"):
         BackboneConfig(name="swin_tiny_patch4_window7_224").build(image_size=224, drop_path=0.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "vit_little_patch16_reg4_gap_256", "vit_small_plus_patch16_dinov3"]
+)
+def test_backbone__refuses_vits_of_another_form(name: str):
+    with pytest.raises(ConfigError, match="family|plain ViT"):
+        BackboneConfig(name=name).build(image_size=64, drop_path=0.0)
 
 
 def test_layer_of__orders_embeddings_blocks_and_the_rest():

@@ -90,16 +90,16 @@ def _between(low: float, high: float, draw: float) -> float:
 
 
 def _box(rows: int, columns: int, group: Crops, draws: list[float]) -> tuple[int, int, int, int]:
-    """Top, left, height, width: area uniform in `scale`, aspect log-uniform in `ratio`; centred if no draw fits."""
-    low, high = math.log(group.ratio[0]), math.log(group.ratio[1])
+    """Top, left, height, width: area uniform in `scale`, aspect log-uniform around the view's; centred if no draw fits."""
+    low, high, shape = math.log(group.ratio[0]), math.log(group.ratio[1]), group.width / group.height
     for place in range(BOX, BOX + 2 * BOX_TRIES, 2):
         area = rows * columns * _between(*group.scale, draws[place])
-        aspect = math.exp(_between(low, high, draws[place + 1]))
+        aspect = shape * math.exp(_between(low, high, draws[place + 1]))
         height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < height <= rows and 0 < width <= columns:
             return int(draws[TOP] * (rows - height + 1)), int(draws[LEFT] * (columns - width + 1)), height, width
-    height = min(rows, max(1, round(columns / group.ratio[0])))
-    width = min(columns, max(1, round(rows * group.ratio[1])))
+    height = min(rows, max(1, round(columns / (shape * group.ratio[0]))))
+    width = min(columns, max(1, round(rows * shape * group.ratio[1])))
     return (rows - height) // 2, (columns - width) // 2, height, width
 
 

@@ -205,11 +205,13 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     mode = image.mode
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         if mode == "I;16":
-            return _grey(_to_eight_bits(image))  # one grey level marked transparent: too rare for a rule of its own
+            return _grey(
+                _to_eight_bits(np.asarray(image))
+            )  # one grey level marked transparent: too rare for a rule of its own
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif mode.startswith("I") or mode == "F":
-        return _grey(_to_eight_bits(image))
+        return _grey(_to_eight_bits(np.asarray(image)))
     elif mode == "L":
         return _grey(np.asarray(image))
     elif mode != "RGB":
@@ -234,27 +236,28 @@ def _to_bands(image: Image.Image, orientation: int, channels: int) -> np.ndarray
         return np.asarray(_upright(image, orientation))
     if image.format != "TIFF" or pages != channels:
         raise Undecodable("wrong channels", f"{bands} bands and {pages} pages, {channels} channels are asked for")
-    size, grey = image.size, []
+    size, values = image.size, list[np.ndarray]()
     for page in range(pages):
         image.seek(page)
         if image.size != size or len(image.getbands()) != 1 or image.mode == "P":
             raise Undecodable("wrong channels", f"page {page} is {image.size} {image.mode}, not grey of {size}")
         image.load()
-        grey.append(np.asarray(image.convert("L")) if image.mode in ("L", "1") else _to_eight_bits(image))
-    return np.stack(grey, axis=2)
+        values.append(np.asarray(image.convert("L") if image.mode == "1" else image))
+    if any(page.dtype.kind == "f" for page in values):  # one stretch for all: what they are to each other is the signal
+        return _to_eight_bits(np.stack(values, axis=2))
+    return np.stack([page if page.dtype == np.uint8 else _to_eight_bits(page) for page in values], axis=2)
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[:, :, None], 3, axis=2)
 
 
-def _to_eight_bits(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits to uint8 [H, W].
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey of more than 8 bits to uint8 of the same shape.
 
     16-bit values (and 32-bit ones that fit) are divided by 257 and rounded, so 65535 is white; float in [0, 1] is
     multiplied by 255; any other range is stretched from its least value to its greatest.
     """
-    values = np.asarray(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise Undecodable("corrupt", "pixels are NaN or infinite")
     low, high = float(values.min()), float(values.max())

@@ -303,7 +303,7 @@ def _execute(fetch: Fetch, chunk: Sequence[Request]) -> Generator[pa.Table, None
     context.execution_no_progress_timeout_s = -1  # it also counts pauses of the consumer, such as a long evaluation
     context.target_max_block_size = CUT_BYTES if fetch.cropper else None  # None: a window stays one block
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.custom_execution_callback_classes = [Pace]
+    context.custom_execution_callback_classes = [Pace]  # pyright: ignore[reportAttributeAccessIssue] the base is private to Ray
     windows = source.map_batches(partial(_read, fetch=fetch), batch_size=1, batch_format="pyarrow", num_cpus=FETCH_CPUS)
     if fetch.cropper:
         windows = windows.map_batches(fetch.cut, batch_size=None, batch_format="pyarrow", num_cpus=CROP_CPUS)

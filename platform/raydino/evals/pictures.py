@@ -61,7 +61,7 @@ def crop_sheet(
         if name == "global" and masks is not None:
             pixels = _dimmed(pixels, masks[:, :count].cpu().permute(1, 0, 2).numpy(), patch_size)
         tiles = tuple(tuple(_scaled(view, scale) for view in row) for row in pixels)
-        title = f"{name} crops, {wide if high == wide else f'{wide} × {high}'} px"
+        title = f"{name} crops, {wide if high == wide else f'{high} × {wide}'} px"
         drawn.append(_Group(title, tuple(str(view + 1) for view in range(views)), tiles))
     note = (
         "One row per image. All views of a row are random crops of the same image; "

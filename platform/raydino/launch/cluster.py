@@ -20,7 +20,9 @@ from raydino.views import Positive
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder `raydino`, wherever it was imported from
 STORE_LEAST = 600 * 2**20
-STORE_SHARE = 0.3  # of the machine's memory, as Ray itself chooses
+STORE_SHARE = 0.3  # of the machine's memory
+STORE_OF_SHARED = 0.95  # of what is free in /dev/shm; above it and 10 GB Ray refuses to start
+STORE_UNSHARED = 10 * 10**9  # the most that Ray will put on disk where /dev/shm is too small
 CONNECT_SECONDS = 10.0  # an address that does not answer by then is wrong, not slow
 
 QUIET = {
@@ -69,7 +71,7 @@ class ClusterConfig(Config):
     """Times that a run restarts from its last checkpoint by itself after losing a worker."""
     object_store_mb: Annotated[int, Field(ge=100)] | None = None
     """Shared memory for Ray's object store, MB; only for `local`, a running cluster has its own. None: 600, and on a machine with
-    GPUs 30 % of its memory."""
+    GPUs 30 % of its memory, if /dev/shm has as much."""
 
     @model_validator(mode="after")
     def _no_empty_text(self) -> Self:
@@ -111,11 +113,13 @@ class ClusterConfig(Config):
         reserved = self.workers * self.cpus_per_worker
         return "cluster" if self.use_gpu(gpus) and cpus - reserved >= reserved and store_needed <= store else "worker"
 
-    def store_bytes(self, *, gpus: int, memory: int) -> int:
-        """Size of the object store of a Ray started here, on a machine with `gpus` and `memory` bytes."""
+    def store_bytes(self, *, gpus: int, memory: int, shared: int) -> int:
+        """Size of the object store of a Ray started here; `memory` of the machine and what is free in /dev/shm in bytes too."""
         if self.object_store_mb is not None:
             return self.object_store_mb * 2**20
-        return max(STORE_LEAST, int(STORE_SHARE * memory)) if self.use_gpu(gpus) else STORE_LEAST
+        if not self.use_gpu(gpus):
+            return STORE_LEAST
+        return max(STORE_LEAST, int(min(STORE_SHARE * memory, STORE_OF_SHARED * shared)))
 
     def torch_threads(self, *, cores: int, workers_here: int) -> int:
         """torch threads of a worker on a node of `cores` cores with `workers_here` workers, itself included."""

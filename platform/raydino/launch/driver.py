@@ -65,7 +65,7 @@ def run(command: Command) -> int:
     if command.dry_run:
         return 0
     job = _prepare(command, run_dir, data_path, inputs)
-    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory)
+    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
     return _carry_out(replace(job, store_bytes=facts.store_bytes), store=store)
 
 

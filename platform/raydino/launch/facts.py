@@ -14,6 +14,7 @@ from raydino.launch.inputs import Inputs
 from raydino.launch.preflight import Facts
 from raydino.launch.worker import build_loop
 from raydino.recipe import Recipe
+from raydino.train.parallel import has_batch_norm
 from raydino.train.steps import train_step
 from raydino.views import Batch, Views
 
@@ -38,6 +39,8 @@ def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),
         store_bytes=store_bytes(inputs.plan, recipe.views, world=cluster.workers),
+        blocks=backbone.depth,
+        batch_norm=has_batch_norm(method),
         curated=bool(inputs.collection.manifest.stages),
         activation_bytes=micro * student * backbone.depth * backbone.width * ACTIVATION_BYTES[precision],
         images_per_second=images_per_second,

@@ -4,6 +4,7 @@ Only numbers come in (`Machine`, `Facts`), so this file needs neither torch nor 
 be tested without a machine that breaks it. An impossible run raises ConfigError; a doubtful one returns warnings.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
-from raydino.launch.cluster import ClusterConfig, divisors
+from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
 from raydino.methods import rules
 from raydino.methods.config import SelfDistillationConfig
 from raydino.recipe import Recipe
@@ -34,7 +35,7 @@ class Machine:
     cpus: int
     gpus: int
     memory: int
-    """Bytes of memory."""
+    """Bytes of memory that this process may use."""
     shared_memory: int
     """Bytes free in /dev/shm."""
     python: tuple[int, int]
@@ -56,6 +57,10 @@ class Facts:
     """Rows read in an epoch for each row used; 1 is ideal."""
     parameters: int
     """Parameters of one network, backbone and heads (the teacher has as many); 0 if unknown."""
+    blocks: int = 1
+    """Transformer blocks of the network; 0 for a convolutional one."""
+    batch_norm: bool = False
+    """Whether the network has batch norm."""
     curated: bool = True
     """Whether the images lie in a folder written by curation."""
     store_bytes: int = 0
@@ -89,11 +94,20 @@ def this_machine() -> Machine:
     return Machine(
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         gpus=_gpus(),
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory=_memory(),
         shared_memory=shared,
         python=(sys.version_info.major, sys.version_info.minor),
         ray=ray,
     )
+
+
+def _memory() -> int:
+    """Memory of the machine, or what a container is allowed of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # another system, or "max"
+            return min(whole, int(Path(limit).read_text()))
+    return whole
 
 
 def _gpus() -> int:
@@ -114,6 +128,7 @@ def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Mach
     """Refuse what cannot work. Raises ConfigError with one line per fault (field, value, remedy); returns warnings."""
     faults = [
         *_share_faults(recipe, cluster, facts),
+        *_network_faults(recipe, cluster, facts, machine),
         *(_machine_faults(cluster, machine, facts) if cluster.is_local else []),
         *_version_faults(machine),
         *_storage_faults(recipe, cluster, facts),
@@ -159,9 +174,31 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
     return faults
 
 
+def _network_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Machine) -> list[str]:
+    faults = []
+    for name in ("layer_decay", "patch_embed_lr"):
+        if (value := getattr(recipe.optim, name)) != 1 and facts.blocks == 0:
+            faults.append(
+                f"optim.{name} = {value}: {recipe.backbone.name} is a convolutional network without such layers; set it to 1."
+            )
+    on_gpu = cluster.use_gpu(machine.gpus) if cluster.is_local else cluster.gpu is not False
+    if facts.batch_norm and cluster.workers > 1 and not on_gpu:
+        faults.append(
+            f"cluster.workers = {cluster.workers}: {recipe.backbone.name} has batch norm, which torch synchronises on GPUs only; "
+            "use 1 worker, or a network without it (a ViT or ConvNeXt)."
+        )
+    return faults
+
+
 def _machine_faults(cluster: ClusterConfig, machine: Machine, facts: Facts) -> list[str]:
     faults = []
-    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory)
+    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
+    if cluster.is_local and store > max(STORE_UNSHARED, machine.shared_memory):
+        faults.append(
+            f"cluster.object_store_mb = {cluster.object_store_mb}: /dev/shm has {in_bytes(machine.shared_memory)} free, and Ray "
+            f"starts with more than {in_bytes(STORE_UNSHARED)} only if it fits there; lower it, or give the container more with "
+            "--shm-size."
+        )
     if cluster.decode_in == "cluster" and (
         fault := store_fault(facts.store_bytes, store, field="cluster.object_store_mb")
     ):
@@ -239,7 +276,7 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
         )
     if not cluster.is_local and os.environ.get("RAY_AUTH_MODE") == "disabled":
         out.append("RAY_AUTH_MODE = disabled: whoever reaches the cluster's ports can run code on it; set it to token.")
-    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory)
+    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
     if cluster.is_local and machine.shared_memory < SHARED_MEMORY_LEAST * store:
         out.append(
             f"/dev/shm has {in_bytes(machine.shared_memory)} free for an object store of {in_bytes(store)} "
@@ -273,14 +310,16 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
 def _size_warnings(recipe: Recipe, facts: Facts) -> list[str]:
     """Where prototypes and teacher do not suit the number of images and the length of the run (methods/rules.py)."""
     out, method = [], recipe.method
-    if isinstance(method, SelfDistillationConfig) and method.head.prototypes > PROTOTYPES_MOST * facts.images:
+    if isinstance(method, SelfDistillationConfig) and method.head.prototypes > max(
+        PROTOTYPES_MOST * facts.images, 2 * rules.prototypes(facts.images)
+    ):
         out.append(
             f"method.head.prototypes = {method.head.prototypes:,} for {facts.images:,} images: most of them will be met by no "
             f"image in an epoch; {rules.prototypes(facts.images):,} suit so many."
         )
     start = method.teacher_momentum.start
-    if start < 1 and 1 / (1 - start) > MEMORY_MOST * recipe.steps:
-        fitting = rules.teacher_momentum(steps=recipe.steps, global_batch=recipe.global_batch)
+    fitting = rules.teacher_momentum(steps=recipe.steps, global_batch=recipe.global_batch)
+    if start < 1 and 1 / (1 - start) > max(MEMORY_MOST * recipe.steps, 1.5 / (1 - fitting)):
         out.append(
             f"method.teacher_momentum.start = {start}: the teacher remembers {1 / (1 - start):,.0f} steps of a run of "
             f"{recipe.steps:,}, so it stays near its random start; {fitting} suits this length."

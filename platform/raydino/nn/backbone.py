@@ -7,21 +7,36 @@ Letters: B crops, H W pixels, P patches (row-major), R registers, D width.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.layers import Mlp, SwiGLUPacked, resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from raydino.config import ConfigError
 from raydino.nn.config import BackboneConfig
 from raydino.nn.depth import residual
+from raydino.views import Size
 
 TRANSFORMERS, CONVNETS = ("vision_transformer", "deit"), ("resnet", "convnext")  # timm's files
+OF_VITS = frozenset(
+    {
+        "width",
+        "depth",
+        "heads",
+        "ffn",
+        "registers",
+        "layer_scale",
+        "token_std",
+        "stochastic_depth",
+        "position_resampling",
+    }
+)
+"""Fields of `BackboneConfig` that a convolutional network has no use for."""
 TIMM_TOKEN_STD = 1e-6
 OFFSET = 0.1  # added to the target grid before dividing, as published, so that rounding cannot lose a row (dino#8)
 
@@ -60,9 +75,7 @@ class Backbone(nn.Module):
         """Prepare for a method that masks nothing: a parameter that no loss reaches would stall the gradient all-reduce."""
 
 
-def build_backbone(
-    config: BackboneConfig, *, image_size: int | tuple[int, int], drop_path: float, masked: bool = False
-) -> Backbone:
+def build_backbone(config: BackboneConfig, *, image_size: Size, drop_path: float, masked: bool = False) -> Backbone:
     """The network that `config` names, for crops of `image_size` pixels (side, or height and width).
 
     Raises:
@@ -88,9 +101,7 @@ def build_backbone(
 class Transformer(Backbone):
     """A plain timm ViT with mask and register tokens."""
 
-    def __init__(
-        self, config: BackboneConfig, *, image_size: int | tuple[int, int] = 224, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, config: BackboneConfig, *, image_size: Size = 224, drop_path: float = 0.0) -> None:
         super().__init__()
         self.vit: Any = _timm_vit(config, image_size=image_size, drop_path=drop_path)
         self.width, self.depth = self.vit.embed_dim, len(self.vit.blocks)
@@ -187,14 +198,9 @@ class ConvNet(Backbone):
 
     def __init__(self, config: BackboneConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        for name in ("width", "depth", "heads"):
-            if getattr(config, name) is not None:
-                raise ConfigError(
-                    f"backbone.{name} = {getattr(config, name)}: only ViTs can be resized; {config.name} has sizes of its own"
-                )
-        for name in ("registers", "layer_scale"):
-            if getattr(config, name):
-                raise ConfigError(f"backbone.{name} = {getattr(config, name)}: {config.name} has none; set it to 0")
+        for name in sorted(OF_VITS):
+            if (given := getattr(config, name)) != (plain := type(config).model_fields[name].default):
+                raise ConfigError(f"backbone.{name} = {given} is for ViTs; with {config.name} leave it at {plain}")
         try:
             self.net: Any = timm.create_model(
                 config.name, pretrained=False, num_classes=0, in_chans=config.channels, drop_path_rate=drop_path
@@ -202,6 +208,10 @@ class ConvNet(Backbone):
         except (RuntimeError, TypeError) as error:
             raise ConfigError(f"backbone.name = {config.name!r}: timm cannot build it ({error})") from error
         self.width, self.depth = self.net.num_features, 0
+        if config.patch_size != (stride := self.net.feature_info[-1]["reduction"]):
+            raise ConfigError(
+                f"backbone.patch_size = {config.patch_size}: {config.name} has a stride of {stride}; set patch_size to {stride}"
+            )
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
         """Pooled features and the last feature map of `images`. Raises ValueError for masks."""
@@ -212,7 +222,7 @@ class ConvNet(Backbone):
         return BackboneOutput(cls=self.net.forward_head(features), registers=patches[:, :0], patches=patches)
 
 
-def _timm_vit(config: BackboneConfig, *, image_size: int | tuple[int, int], drop_path: float) -> VisionTransformer:
+def _timm_vit(config: BackboneConfig, *, image_size: Size, drop_path: float) -> VisionTransformer:
     sizes = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
     options: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
     if config.ffn != "model":
@@ -222,7 +232,7 @@ def _timm_vit(config: BackboneConfig, *, image_size: int | tuple[int, int], drop
             else {"mlp_layer": Mlp, "act_layer": nn.GELU, "mlp_ratio": 4.0}
         )
     if config.ffn == "swiglu":
-        width: int = config.width or timm.create_model(config.name, pretrained=False, depth=1, num_classes=0).embed_dim  # pyright: ignore
+        width = config.width or _own_width(config.name)
         options["mlp_ratio"] = 2 * swiglu_hidden(width) / width  # gate and value lie in one matrix
     try:
         vit = timm.create_model(
@@ -242,10 +252,10 @@ def _timm_vit(config: BackboneConfig, *, image_size: int | tuple[int, int], drop
         raise ConfigError(
             f"backbone.name = {config.name!r}: timm cannot build it ({error}); see timm.list_models('vit_*')"
         ) from error
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+    if not _is_plain(vit):
         raise ConfigError(
-            f"backbone.name = {config.name!r} is a {type(vit).__name__} or has no cls token; give a plain timm ViT such as "
-            "vit_small_patch16_224"
+            f"backbone.name = {config.name!r} is no plain ViT: it needs one cls token, timm's ordinary blocks, learned positions "
+            "and a final norm before pooling; give one such as vit_small_patch16_224"
         )
     if config.ffn == "swiglu":
         for block in vit.blocks:  # timm starts the gates open; DINOv2 starts all linear layers alike
@@ -253,6 +263,21 @@ def _timm_vit(config: BackboneConfig, *, image_size: int | tuple[int, int], drop
             nn.init.trunc_normal_(mlp.fc1.weight, std=0.02)
             nn.init.zeros_(mlp.fc1.bias)
     return vit
+
+
+def _own_width(name: str) -> int:
+    """The width that timm gives a model, which only building it tells; on no memory and without drawing numbers."""
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, pretrained=False, depth=1, num_classes=0)
+    return model.embed_dim
+
+
+def _is_plain(vit: Any) -> TypeGuard[VisionTransformer]:
+    """Whether a network is of the form that `Transformer` runs: others have more tokens, other blocks or another last norm."""
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.pos_embed is None:
+        return False
+    pooled_first = isinstance(vit.norm, nn.Identity) or not isinstance(vit.fc_norm, nn.Identity)
+    return vit.num_prefix_tokens == 1 and not pooled_first and all(type(block) is Block for block in list(vit.blocks))
 
 
 def swiglu_hidden(width: int) -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from raydino.config import Config
-from raydino.views import Positive, Probability
+from raydino.views import Positive, Probability, Size
 
 if TYPE_CHECKING:
     from raydino.nn.backbone import Backbone
@@ -20,7 +20,7 @@ class BackboneConfig(Config):
     channels: Positive = 3
     """Channels of its input; images are decoded to as many: 1 grey, 3 RGB, else the bands or pages of the file."""
     patch_size: Positive = 16
-    """Side of a patch, pixels; for a convolutional network its stride."""
+    """Side of a patch, pixels; of a convolutional network its stride, 32 for ResNets and ConvNeXts."""
     width: Positive | None = None
     """Embedding dimension of a ViT; None keeps the model's own."""
     depth: Positive | None = None
@@ -44,7 +44,7 @@ class BackboneConfig(Config):
     """How position embeddings reach another grid: exact size with antialiasing (DINOv2 with registers), or the older rule of DINO
     and DINOv2 without registers."""
 
-    def build(self, *, image_size: int | tuple[int, int], drop_path: float, masked: bool = False) -> "Backbone":
+    def build(self, *, image_size: Size, drop_path: float, masked: bool = False) -> "Backbone":
         """The backbone for global crops of `image_size` pixels; the teacher is built with `drop_path` 0."""
         from raydino.nn.backbone import build_backbone
 

@@ -19,4 +19,4 @@ def residual(x: Float[Tensor, "B T D"], branch: Callable[[Tensor], Tensor], *, r
     batch = len(x)
     kept = max(int(batch * (1 - rate)), 1)
     rows = torch.randperm(batch, device=x.device)[:kept]
-    return x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=batch / kept)
+    return x.index_add(0, rows, branch(x.index_select(0, rows)).to(x.dtype), alpha=batch / kept)

@@ -22,15 +22,17 @@ def replicate(method: nn.Module, device: torch.device) -> nn.Module:
     """
     if collectives.world_size() == 1:
         return method
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules()):
+    if has_batch_norm(method):
         if device.type == "cpu":
-            raise ConfigError(
-                "cluster.workers: this backbone has batch norm, which torch synchronises on GPUs only; use cluster.workers = 1, "
-                "or a network without it (a ViT or ConvNeXt)"
-            )
+            raise ConfigError("cluster.workers: batch norm is synchronised on GPUs only; use 1, or another network")
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether any part normalises over the batch."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
 def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
