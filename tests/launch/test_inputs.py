@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from raydino.config import ConfigError
+from raydino.curation.synthetic import write_builtin
 from raydino.launch import inputs
+from raydino.launch.inputs import open_inputs
 from raydino.recipe import Recipe
 
 
@@ -55,3 +57,13 @@ def test_resolve__something_else_in_the_place_is_named(tmp_path: Path, writes: l
     with pytest.raises(ConfigError, match="move it away"):
         inputs.resolve(Recipe(), tmp_path)
     assert (tmp_path / "builtin-images" / "thesis.txt").exists()
+
+
+def test_open_inputs__channels_that_no_image_has_are_refused_at_once(tmp_path: Path):
+    write_builtin(str(tmp_path / "images"), train=64, test=8)
+    changes = {"data.path": str(tmp_path / "images"), "data.normalisation": {"mean": (0.5,), "std": (0.25,)}}
+    recipe = Recipe().override({**changes, "backbone.channels": 4})
+    with pytest.raises(ConfigError, match=r"backbone\.channels = 4: none of the first 32 images .* give 1 for grey"):
+        open_inputs(recipe, str(tmp_path / "images"))
+    grey = open_inputs(Recipe().override({**changes, "backbone.channels": 1}), str(tmp_path / "images"))
+    assert grey.probe.shape == (1, 224, 224)

@@ -27,7 +27,7 @@ from raydino import keyed
 from raydino.config import ConfigError
 from raydino.data.decode import Undecodable, decode
 from raydino.shards.reader import Collection, open_collection
-from raydino.views import Normalisation, height_width
+from raydino.views import Normalisation, Size, height_width
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +48,7 @@ class ImageSet:
         rows: np.ndarray,
         labels: np.ndarray,
         *,
-        size: int | tuple[int, int],
+        size: Size,
         channels: int = 3,
     ) -> None:
         """`rows` (int64 [N], row numbers) with `labels` (int64 [N]) as crops of `size` pixels (side, or height and width);
@@ -69,11 +69,6 @@ class ImageSet:
     def __len__(self) -> int:
         """Number of rows, undecodable ones included."""
         return len(self._places)
-
-    @property
-    def size(self) -> int | tuple[int, int]:
-        """Side of the crops, or their height and width, pixels."""
-        return self._pixels.size
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,7 +116,7 @@ class ImageSet:
 class _Pixels:
     """Decoded crops by place, kept when all of them fit into CACHE_BYTES."""
 
-    def __init__(self, collection: Collection, rows: np.ndarray, *, size: int | tuple[int, int], channels: int) -> None:
+    def __init__(self, collection: Collection, rows: np.ndarray, *, size: Size, channels: int) -> None:
         self.rows, self.size, self.shape = rows, size, (channels, *height_width(size))
         self.bad = np.zeros(len(rows), dtype=bool)
         self._collection = collection
@@ -165,7 +160,7 @@ class _Pixels:
         return self._last[1]
 
 
-def centre_crop(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
     """uint8 [H, W, C] to uint8 [C, height, width] of `size`: shorter side to round(size·256/224), bicubic antialiased, centre
     crop.
 
@@ -189,7 +184,7 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(band) for band in bands], axis=2)
 
 
-def _crop(data: bytes, size: int | tuple[int, int], channels: int) -> np.ndarray | None:
+def _crop(data: bytes, size: Size, channels: int) -> np.ndarray | None:
     try:
         return centre_crop(decode(data, channels=channels), size)
     except Undecodable:
@@ -221,10 +216,12 @@ class Labelled:
         bad = self.bank.undecodable + self.queries.undecodable
         left_out = f", {bad} undecodable left out" if bad else ""
         high, wide = self.queries.shape[1:]
-        size = high if high == wide else f"{high} × {wide}"
+        size = str(high) if high == wide else f"{high} × {wide}"
+        side = round(high * 256 / 224)
+        scaled = f"shorter side {side}" if high == wide else f"scaled to cover {side} × {round(wide * 256 / 224)}"
         return (
-            f"{len(self.queries)} queries against {len(self.bank)} images, {len(self.classes)} classes, shorter side "
-            f"{round(min(high, wide) * 256 / 224)} bicubic, centre crop {size}{left_out}"
+            f"{len(self.queries)} queries against {len(self.bank)} images, {len(self.classes)} classes, "
+            f"{scaled} bicubic, centre crop {size}{left_out}"
         )
 
 
@@ -247,7 +244,7 @@ def labelled_sets(
     seed: int,
     bank: int,
     queries: int,
-    size: int | tuple[int, int],
+    size: Size,
     channels: int = 3,
     normalisation: Normalisation = Normalisation(),
 ) -> Labelled | None:
@@ -267,7 +264,9 @@ def labelled_sets(
             f"out of {list(whole.splits)}"
         )
     train = open_collection(path, split=train_split)
-    train_labels = train.labels()
+    train_labels, kept = train.labels(), train.keep()
+    if kept is not None:  # a copy of a query in the bank would answer for it
+        train_labels = np.where(kept, train_labels, -1)
     if not (train_labels >= 0).any():
         _logger.info("%s: split %r has no labels, so no labelled evaluation", path, train_split)
         return None
@@ -320,7 +319,7 @@ def _judged(path: str, asked: str | None, usual: Sequence[str]) -> tuple[Collect
 
 
 def _labelled_rows(
-    collection: Collection, labels: np.ndarray, *, size: int | tuple[int, int], channels: int, count: int, seed: int
+    collection: Collection, labels: np.ndarray, *, size: Size, channels: int, count: int, seed: int
 ) -> ImageSet:
     rows = np.flatnonzero(labels >= 0)
     if len(rows) > count:  # here and not by `at_most`: the memory for pixels shall be that of the chosen rows

@@ -11,6 +11,7 @@ import numpy as np
 
 from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
+from raydino.data.decode import Undecodable, decode
 from raydino.data.plan import Plan
 from raydino.evals.evaluation import ImageSet, Labelled, labelled_sets
 from raydino.keyed import generator
@@ -18,6 +19,7 @@ from raydino.recipe import Recipe
 from raydino.shards.reader import Collection, open_collection
 
 BUILTIN = "builtin"
+FIRST_IMAGES = 32
 PROBE_IMAGES = 1000  # for the label-free health figures: RankMe of a D-dimensional feature needs N > D
 
 
@@ -61,6 +63,7 @@ def open_inputs(recipe: Recipe, path: str) -> Inputs:
     """Open the images at `path` for `recipe`. Raises ConfigError or ShardError naming what is wrong with them."""
     data = recipe.data
     collection = open_collection(path, split=data.split)
+    _check_channels(recipe, collection)
     labelled = labelled_sets(
         path,
         train_split=data.split,
@@ -79,9 +82,35 @@ def open_inputs(recipe: Recipe, path: str) -> Inputs:
         global_batch=recipe.global_batch,
         lanes=recipe.lanes,
         window=data.window,
-        keep=labelled.keep if labelled else None,
+        keep=_kept(collection, labelled),
     )
     return Inputs(collection, plan, labelled, _probe(recipe, collection, labelled))
+
+
+def _check_channels(recipe: Recipe, collection: Collection) -> None:
+    """Refuse channels that none of the first images has: one by one they would only count as bad images."""
+    channels = recipe.backbone.channels
+    if channels in (1, 3):  # whatever an image has becomes grey or RGB
+        return
+    found = set()
+    for data in collection.read(0)["bytes"].to_pylist()[:FIRST_IMAGES]:
+        try:
+            decode(data, channels=channels)
+        except Undecodable as error:
+            found.add(error.detail if error.reason == "wrong channels" else "")
+        else:
+            return
+    if any(found):
+        raise ConfigError(
+            f"backbone.channels = {channels}: none of the first {FIRST_IMAGES} images of data.path = {recipe.data.path} has them "
+            f"(one says: {max(found)}); give 1 for grey, 3 for RGB, or the number of bands or pages that the files have."
+        )
+
+
+def _kept(collection: Collection, labelled: Labelled | None) -> np.ndarray | None:
+    """bool [rows], False for what curation left out and for what is held back as queries; None to train on all."""
+    masks = [mask for mask in (collection.keep(), labelled.keep if labelled else None) if mask is not None]
+    return np.logical_and.reduce(masks) if masks else None
 
 
 def _probe(recipe: Recipe, collection: Collection, labelled: Labelled | None) -> ImageSet:

@@ -73,6 +73,8 @@ class Manifest(Config):
     """Whether any image has a label."""
     stages: tuple[Stage, ...] = ()
     """How the collection was made."""
+    keep: dict[str, str] = {}
+    """Digest of the keep-mask of each split that has one (see `shards.keep`)."""
 
     @property
     def rows(self) -> int:
@@ -86,12 +88,19 @@ class Manifest(Config):
 
     @property
     def digest(self) -> str:
-        """sha256 that stands for the images and labels: over the files' paths, splits, row groups and digests and the
-        classes.
+        """sha256 that stands for what is trained on: the files, the classes and the keep-masks.
 
         Stages are left out, since they name places and versions: the same images curated elsewhere are the same
         collection.
         """
+        if not self.keep:
+            return self.files_digest
+        masks = json.dumps(sorted(self.keep.items()))
+        return hashlib.sha256(f"{self.files_digest}{masks}".encode()).hexdigest()
+
+    @property
+    def files_digest(self) -> str:
+        """sha256 over the files' paths, splits, row groups and digests and the classes, whatever of them is kept."""
         root = hashlib.sha256()
         for file in self.files:
             root.update(json.dumps([file.path, file.split, file.row_groups, file.bytes, file.digest]).encode())
@@ -105,7 +114,7 @@ class Manifest(Config):
             raise ShardError(
                 f"split = {name!r}: there is no such split; there are: {', '.join(self.splits) or 'none'}."
             )
-        return self.override({"files": files})
+        return self.override({"files": files, "keep": {k: v for k, v in self.keep.items() if k == name}})
 
     def save(self, folder: Folder) -> None:
         """Write manifest.json into `folder`."""

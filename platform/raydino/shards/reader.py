@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydino.shards.keep import read_mask
 from raydino.shards.manifest import FILE_NAME, Manifest, ShardFile, load
 from raydino.shards.schema import (
     ID,
@@ -96,6 +97,26 @@ class Collection:
                 column = self._read_columns(file, local, ["label"]).column("label")
                 parts.append(_clean_labels(column).fill_null(-1).to_numpy())
         return np.concatenate(parts)
+
+    def keep(self) -> np.ndarray | None:
+        """bool [rows], False for rows that curation left out of training; None where no split here has a keep-mask.
+
+        Raises ShardError if a mask is missing or not the one of the manifest.
+        """
+        if not self.manifest.keep:
+            return None
+        parts = {
+            split: read_mask(self.folder, split, rows=self.manifest.of_split(split).rows, digest=digest).keep
+            for split, digest in self.manifest.keep.items()
+        }
+        taken = dict.fromkeys(parts, 0)
+        keep = []
+        for file in self.manifest.files:
+            start = taken.get(file.split, 0)
+            whole = parts.get(file.split)
+            keep.append(np.ones(file.rows, dtype=bool) if whole is None else whole[start : start + file.rows])
+            taken[file.split] = start + file.rows
+        return np.concatenate(keep)
 
     def rows(self, indices: np.ndarray) -> pa.Table:
         """The rows with these numbers, in the order asked (repeats allowed), as `read` gives them; each row group read

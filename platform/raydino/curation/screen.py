@@ -1,0 +1,179 @@
+"""Screen: which images of a curated folder training should not see, as a keep-mask beside the shards.
+
+Three reasons, the last one overruling the others: the same pixels stand in another file already; the image shows the same
+picture as a better copy; it shows the same picture as an evaluation image, and then all its duplicates go too, since a missed
+leak raises a score and an image too few costs little (DINOv2, section 3). Shards stay as they are, and so do evaluation splits.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from raydino.config import ConfigError
+from raydino.curation.components import groups
+from raydino.curation.duplicates import RADIUS, Edges, Table, between, within
+from raydino.curation.features import Features, Progress, features
+from raydino.curation.fingerprint import SPEC
+from raydino.shards.keep import KeepMask, write_mask
+from raydino.shards.manifest import FILE_NAME, Stage, load
+from raydino.shards.reader import Collection, open_collection
+from raydino.shards.schema import Folder, redacted
+
+SAME_PIXELS, SAME_PICTURE, LEAKED = "same pixels", "same picture", "leaked"
+LEAK_RADIUS = 64  # bits; looser than between training images, as for LVD-142M
+LARGEST_RADIUS = 80  # bits; photographs of different things begin at about 90
+TRAIN = "train"
+MOST = 300_000  # images: 5 · N² comparisons are then ten minutes of one core
+STAGE = "screen"
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What was found."""
+
+    train: Features
+    mask: KeepMask
+    """Of the training split."""
+    pairs: Edges
+    """Duplicate pairs of training rows; of equal pixels each with the best copy."""
+    leaks: dict[str, Edges]
+    """By evaluation set: pairs of a training row and a row of that set."""
+    evaluations: tuple[Features, ...]
+    inside: dict[str, int]
+    """By evaluation set: duplicate pairs within it. They stay."""
+
+
+def screen(
+    out: str,
+    *,
+    against: Sequence[str] = (),
+    radius: int = RADIUS,
+    leak_radius: int = LEAK_RADIUS,
+    threads: int | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Screening:
+    """Judge the training split of the curated folder `out`, and write its keep-mask and what was done into its manifest.
+
+    Args:
+        out: a folder written by ingest; its other splits are evaluation sets.
+        against: further evaluation sets, curated or Hugging Face style Parquet, with all their splits.
+        radius: bits of 256 up to which training images may differ and show the same picture.
+        leak_radius: the same between training and evaluation images.
+        threads: for decoding; None takes all cores.
+        progress: told how far the reading is.
+
+    Raises:
+        ConfigError: the folder is not curated or has no training split, a radius is out of range, or there are too many images.
+        ShardError: a collection cannot be read.
+    """
+    for name, value in (("radius", radius), ("leak_radius", leak_radius)):
+        if not 0 <= value <= LARGEST_RADIUS:
+            raise ConfigError(
+                f"{name} = {value}: bits of 256 by which copies may differ, 0 to {LARGEST_RADIUS}; other pictures begin at 90."
+            )
+    folder = Folder(out)
+    if not any(entry.path == FILE_NAME for entry in folder.files()):
+        raise ConfigError(f"out = {folder}: there is no manifest.json; curate the images first.")
+    manifest = load(folder)
+    if TRAIN not in manifest.splits:
+        raise ConfigError(
+            f"out = {folder}: no split {TRAIN!r} among {', '.join(manifest.splits)}; there is nothing to train on."
+        )
+    collections = [(split, Collection(folder, manifest.of_split(split)), folder) for split in manifest.splits]
+    collections += [(redacted(path), open_collection(path), None) for path in against]
+    if (most := max(len(collection) for _, collection, _ in collections)) > MOST:
+        raise ConfigError(f"{most:,} images: at most {MOST:,} are compared pair by pair; screen the folder in parts.")
+    threads = threads or len(os.sched_getaffinity(0))
+    every = {
+        name: features(collection, name, keep_in=keep_in, threads=threads, progress=progress)
+        for name, collection, keep_in in collections
+    }
+    evaluations = tuple(one for name, one in every.items() if name != TRAIN)
+    found = judge(every[TRAIN], evaluations, radius=radius, leak_radius=leak_radius)
+    write_mask(folder, TRAIN, found.mask)
+    stage = Stage(
+        name=STAGE,
+        parameters={
+            "radius": radius,
+            "leak_radius": leak_radius,
+            "against": [redacted(path) for path in against],
+            "fingerprint": SPEC,
+        },
+        rows_in=len(found.mask.keep),
+        rows_out=int(found.mask.keep.sum()),
+        by_reason=found.mask.counts(),
+        input_digest=manifest.files_digest,
+    )
+    before = tuple(one for one in manifest.stages if one.name != STAGE)
+    manifest.override({"stages": (*before, stage), "keep": {TRAIN: found.mask.digest}}).save(folder)
+    return found
+
+
+def judge(train: Features, evaluations: Sequence[Features], *, radius: int, leak_radius: int) -> Screening:
+    """The decisions on training images: a pure function of their features, whatever the order of rows."""
+    rank = best_copy_rank(train)
+    original = _best_of_equal_pixels(train.table, rank)
+    rows = np.arange(len(rank))
+    distinct, copies = np.flatnonzero(original == rows), np.flatnonzero(original != rows)
+    near = within(_part(train.table, distinct), radius=radius)
+    near = Edges(distinct[near.first], distinct[near.second], near.distance)
+    group = groups(near, rank)
+    reason: list[str | None] = [None] * len(rank)
+    evidence: list[bytes | None] = [None] * len(rank)
+    distance = group.distance.copy()
+    for row in copies:
+        reason[row], evidence[row] = SAME_PIXELS, train.ids[original[row]]
+    for row in np.flatnonzero(~group.kept):
+        reason[row], evidence[row] = SAME_PICTURE, train.ids[group.representative[row]]
+    pairs = Edges(
+        np.concatenate([near.first, copies]),
+        np.concatenate([near.second, original[copies]]),
+        np.concatenate([near.distance, np.zeros(len(copies), np.int64)]),
+    )
+    component = connected_components(
+        coo_matrix((np.ones(len(pairs)), (pairs.first, pairs.second)), (len(rank), len(rank)))
+    )[1]
+    leaks = {one.name: between(train.table, one.table, radius=leak_radius) for one in evaluations}
+    for one in evaluations:
+        meets = leaks[one.name]
+        by_component = {
+            component[row]: (other, bits)
+            for row, other, bits in zip(meets.first, meets.second, meets.distance, strict=True)
+        }
+        for row in np.flatnonzero(np.isin(component, list(by_component))):
+            other, bits = by_component[component[row]]
+            reason[row], evidence[row], distance[row] = LEAKED, one.ids[other], bits
+    mask = KeepMask(tuple(reason), tuple(evidence), distance)
+    inside = {one.name: len(within(one.table, radius=radius)) for one in evaluations}
+    return Screening(train, mask, pairs, leaks, tuple(evaluations), inside)
+
+
+def best_copy_rank(train: Features) -> NDArray[np.int64]:
+    """[N], 0 for the copy to be preferred to all others: more pixels, then more bytes for each of them, then the lesser id.
+
+    A total order without chance: ids are content hashes, so place and order of files do not count.
+    """
+    by_id = np.argsort(np.argsort([one.hex() for one in train.ids]))
+    density = train.size / np.maximum(train.area, 1)
+    order = np.lexsort((by_id, -density, -train.area))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
+
+
+def _best_of_equal_pixels(table: Table, rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N], the best copy with the same pixels; itself where there is no better one."""
+    order = np.argsort(rank)
+    _, first, inverse = np.unique(table.pixels[order], return_index=True, return_inverse=True)
+    best = np.empty(len(order), dtype=np.int64)
+    best[order] = order[first][inverse]
+    return best
+
+
+def _part(table: Table, rows: NDArray[np.int64]) -> Table:
+    return Table(table.pixels[rows], table.hashes[rows], table.thumbs[rows], table.comparable[rows])
