@@ -2,12 +2,12 @@
 
     python recipes/curate.py --source photos/ --out curated/
     python recipes/curate.py --source photos/ --out curated/ --screen --against cifar10/   # near-duplicates and leaks, too
-    python recipes/curate.py --out curated/ --screen --radius 32                           # another threshold, in seconds
+    python recipes/curate.py --out curated/ --screen --radius 32 --against cifar10/        # another threshold
     python recipes/curate.py --source crawl-0000.tar --source s3://bucket/images --out curated/ --max-bad 0.1
     python recipes/curate.py --source builtin --out curated/          # generated images, with faults planted
 
-Sources are folders (sub-folders are classes where they look like classes), tar or WebDataset, zip and Parquet folders. Screening writes
-a keep-mask beside the shards, which training follows.
+Sources are folders (sub-folders are classes where they look like classes), tar or WebDataset, zip and Parquet folders.
+Screening writes a keep-mask beside the shards, which training follows.
 Hardware: any; limited by decoding, about 300 to 600 photos of 500 × 375 a second on each core.
 """
 
@@ -48,6 +48,8 @@ def main() -> int:
     if options.against and not options.screen:
         parser.error("--against is for screening; add --screen")
     try:
+        if options.screen:
+            check_screening(options)  # before an hour of ingest
         if options.source:
             curate(options)
         if options.screen:
@@ -91,6 +93,15 @@ def curate(options: argparse.Namespace) -> None:
         f"{options.out}/{QUARANTINE}"
     )
     print(f"digest      {manifest.digest}\n\nTrain on them: python recipes/dinov2.py --data {options.out}")
+
+
+def check_screening(options: argparse.Namespace) -> None:
+    from raydino.curation.screen import check_radii
+    from raydino.shards.reader import open_collection
+
+    check_radii(options.radius, options.leak_radius)
+    for path in options.against:
+        open_collection(path)
 
 
 def screen_folder(options: argparse.Namespace) -> None:

@@ -89,8 +89,8 @@ class Recipe(Config):
         if views.masks is not None and min(views.grid) < 2:
             rows, columns = views.grid
             raise ValueError(
-                f"method.global_crops.size = {self.method.global_crops.size} is {rows} x {columns} patches, on which no block can "
-                "be masked; enlarge it, or set method.ibot_weight to 0"
+                f"method.global_crops.size = {self.method.global_crops.size} is {rows} x {columns} patches, on which no block "
+                "can be masked; enlarge it, or set method.ibot_weight to 0"
             )
         lengths = {
             "optim.warmup": self.optim.warmup,

@@ -13,21 +13,13 @@ from PIL import Image
 from raydino.config import ConfigError
 from raydino.curation.ingest import ingest
 from raydino.curation.screen import LEAKED, SAME_PICTURE, SAME_PIXELS, screen
+from raydino.curation.synthetic import scene
 from raydino.launch.inputs import open_inputs
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
-from raydino.shards.schema import ShardError
+from raydino.shards.schema import ShardError, content_id
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def photo(seed: int) -> np.ndarray:
-    rng, out = np.random.default_rng(seed), np.zeros((80, 100, 3))
-    for cells in (3, 6, 12, 24):
-        coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        out += np.asarray(Image.fromarray(coarse).resize((100, 80), Image.Resampling.BICUBIC), dtype=float) / cells
-    out -= out.min()
-    return (out * 255 / out.max()).astype(np.uint8)
 
 
 def encoded(image: np.ndarray, kind: str = "PNG", **options: int) -> bytes:
@@ -41,14 +33,14 @@ def half(image: np.ndarray) -> np.ndarray:
 
 
 PLANTED: dict[str, bytes] = {
-    **{f"train/a/{seed:02d}.png": encoded(photo(seed)) for seed in range(20)},
-    **{f"test/a/{seed:02d}.png": encoded(photo(seed)) for seed in range(100, 106)},
-    "train/b/recompressed.jpg": encoded(photo(0), "JPEG", quality=50),
-    "train/b/small.png": encoded(half(photo(1))),
-    "train/b/mirrored.png": encoded(photo(2)[:, ::-1]),
-    "train/b/same_pixels.bmp": encoded(photo(3), "BMP"),
-    "train/b/leak.jpg": encoded(photo(100), "JPEG", quality=60),
-    "train/b/leak_small.png": encoded(half(photo(100))),
+    **{f"train/a/{seed:02d}.png": encoded(scene(seed)) for seed in range(20)},
+    **{f"test/a/{seed:02d}.png": encoded(scene(seed)) for seed in range(100, 106)},
+    "train/b/recompressed.jpg": encoded(scene(0), "JPEG", quality=50),
+    "train/b/small.png": encoded(half(scene(1))),
+    "train/b/mirrored.png": encoded(scene(2)[:, ::-1]),
+    "train/b/same_pixels.bmp": encoded(scene(3), "BMP"),
+    "train/b/leak.jpg": encoded(scene(100), "JPEG", quality=60),
+    "train/b/leak_small.png": encoded(half(scene(100))),
 }
 REASONS = {
     "recompressed.jpg": SAME_PICTURE,
@@ -113,11 +105,57 @@ def test_screen__same_decisions_whatever_the_names_and_so_the_order_of_files(tmp
 
 def test_screen__against_another_collection(tmp_path: Path):
     out = folder(tmp_path / "mine", PLANTED)
-    bench = folder(tmp_path / "bench", {f"test/x/{n}.jpg": encoded(photo(n), "JPEG", quality=70) for n in (5, 6, 300)})
+    bench = folder(tmp_path / "bench", {f"test/x/{n}.jpg": encoded(scene(n), "JPEG", quality=70) for n in (5, 6, 300)})
     found = screen(out, against=[bench])
     dropped = left_out(out)
     assert dropped["05.png"] == dropped["06.png"] == LEAKED
-    assert len(found.leaks[bench]) == 2
+    assert len(found.leaks[f"against {bench}"]) == 2
+
+
+def test_screen__a_collection_named_like_a_split_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = folder(tmp_path / "mine", PLANTED)
+    Path(folder(tmp_path / "bench", {"test/x/5.jpg": encoded(scene(5), "JPEG", quality=70)})).rename(tmp_path / "train")
+    monkeypatch.chdir(tmp_path)
+    found = screen(out, against=["train"])
+    assert len(found.mask.keep) == 26 and left_out(out)["05.png"] == LEAKED
+
+
+def test_screen__leaks_do_not_come_back_when_an_evaluation_set_is_forgotten(tmp_path: Path):
+    out = folder(tmp_path / "mine", PLANTED)
+    bench = folder(tmp_path / "bench", {"test/x/5.jpg": encoded(scene(5), "JPEG", quality=70)})
+    screen(out, against=[bench])
+    before = open_collection(out).manifest.digest
+    with pytest.raises(ConfigError, match="name it again with --against"):
+        screen(out, radius=32)
+    assert open_collection(out).manifest.digest == before
+    screen(out, radius=32, against=[bench])
+
+
+def test_screen__leaving_nothing_is_refused_and_changes_nothing(tmp_path: Path):
+    out = folder(tmp_path, {name: data for name, data in PLANTED.items() if name.startswith("train")})
+    with pytest.raises(ConfigError, match="nothing would be left"):
+        screen(out, against=[out])
+    assert open_collection(out).keep() is None
+
+
+def test_screen__evidence_of_a_leak_is_the_nearest_evaluation_image_whatever_its_name(tmp_path: Path):
+    test = {"near": encoded(scene(7), "JPEG", quality=90), "far": encoded(half(scene(7)), "JPEG", quality=10)}
+    found = []
+    for order in (("a", "b"), ("b", "a")):
+        files = {f"test/x/{name}.jpg": data for name, data in zip(order, test.values(), strict=True)}
+        out = folder(tmp_path / order[0], {**PLANTED, **files})
+        mask = screen(out).mask
+        row = list(_ids(out)).index("07.png")
+        found.append((mask.reason[row], mask.evidence[row], int(mask.distance[row])))
+    assert found[0] == found[1] and found[0][1] == content_id(test["near"])
+
+
+def test_screen__torn_features_are_computed_again(tmp_path: Path):
+    out = folder(tmp_path, PLANTED)
+    first = screen(out).mask
+    torn = Path(out) / "features" / "train.parquet"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    assert screen(out).mask.digest == first.digest
 
 
 def test_screen__another_radius_needs_no_decoding_and_is_another_collection(
@@ -175,7 +213,7 @@ def test_keep__of_a_whole_folder_covers_all_splits(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"radius": 81}, "radius = 81"), ({"leak_radius": -1}, "leak_radius = -1")]
+    ("options", "message"), [({"radius": 73}, "radius = 73"), ({"leak_radius": -1}, "leak_radius = -1")]
 )
 def test_screen__refuses_radii_out_of_range(tmp_path: Path, options: dict, message: str):
     with pytest.raises(ConfigError, match=message):

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from raydino.curation.fingerprint import KEYS, SHARES, THUMB, Fingerprint
 
-RADIUS = 48  # bits of 256: recompression, resizing, tone, small crops and logos lie below, other photographs from about 90 on
+RADIUS = 48  # bits of 256: recompression, resizing, tone, small crops and logos lie below, other photographs from about 80 on
 CORRELATION = 0.9  # of the thumbnails
-QUERIES = 4096  # hashes compared at once
+QUERIES = 1024  # hashes compared at once
+HITS = 16_384  # thumbnails compared at once: 130 MB
 FLIP = len(KEYS) - 1
 
 
@@ -63,6 +64,11 @@ class Edges:
     def __len__(self) -> int:
         return len(self.first)
 
+    @property
+    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """first, second, distance."""
+        return self.first, self.second, self.distance
+
 
 def within(table: Table, *, radius: int = RADIUS) -> Edges:
     """All pairs of one table that show the same picture, first < second, each once with its least distance.
@@ -70,8 +76,9 @@ def within(table: Table, *, radius: int = RADIUS) -> Edges:
     Of rows with equal pixels only pairs with the first of them are sure to be here: remove such copies before.
     """
     pairs = _pairs(table, table, [(table, table)], radius=radius)
+    apart = pairs.first != pairs.second
     low, high = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
-    return _least(low, high, pairs.distance, low != high)
+    return _least(low[apart], high[apart], pairs.distance[apart])
 
 
 def between(one: Table, other: Table, *, radius: int = RADIUS) -> Edges:
@@ -84,14 +91,13 @@ def between(one: Table, other: Table, *, radius: int = RADIUS) -> Edges:
 
 def _pairs(one: Table, other: Table, passes: Sequence[tuple[Table, Table]], *, radius: int) -> Edges:
     """Each pass compares the whole images of its first table with all keys of its second; the second pass is turned round."""
-    parts = [_equal_pixels(one, other)]
+    edges = Edges(*_equal_pixels(one, other))
     for turned, (whole, keyed) in enumerate(passes):
         for rows, others, key, distance in _near(whole, keyed, radius=radius):
             same = correlation(whole.thumbs[rows], keyed.thumbs[others], key) >= CORRELATION
             ends = (others[same], rows[same]) if turned else (rows[same], others[same])
-            parts.append((*ends, distance[same]))
-    first, second, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _least(first, second, distance, np.ones(len(first), dtype=bool))
+            edges = _least(*(np.concatenate(pair) for pair in zip(edges.columns, (*ends, distance[same]), strict=True)))
+    return edges
 
 
 def correlation(whole: NDArray[np.uint8], keyed: NDArray[np.uint8], key: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -119,7 +125,7 @@ def _aligned(thumbs: NDArray[np.uint8], key: int) -> NDArray[np.uint8]:
 
 
 def _correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
-    a, b = (part.reshape(len(part), -1).astype(np.float64) for part in (one, other))
+    a, b = (part.reshape(len(part), -1).astype(np.float32) for part in (one, other))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     return (a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-9)
 
@@ -136,9 +142,18 @@ def _near(
     for start in range(0, len(queries), QUERIES):
         rows = queries[start : start + QUERIES]
         asked = np.ascontiguousarray(whole.hashes[rows, 0])
-        limits, distance, found = index.range_search(asked, radius + 1)  # pyright: ignore[reportCallIssue] it takes what lies below
-        hits = np.repeat(rows, np.diff(limits.astype(np.int64)))
-        yield hits, targets[found // len(KEYS)], found % len(KEYS), distance.astype(np.int64)
+        limits, bits, found = index.range_search(asked, radius + 1)  # pyright: ignore[reportCallIssue] it takes what lies below
+        hits, others, key = (
+            np.repeat(rows, np.diff(limits.astype(np.int64))),
+            targets[found // len(KEYS)],
+            found % len(KEYS),
+        )
+        if whole is keyed:  # an image has met itself
+            other = hits != others
+            hits, others, key, bits = hits[other], others[other], key[other], bits[other]
+        for block in range(0, len(hits), HITS):  # thousands of equal images make millions of hits
+            part = slice(block, block + HITS)
+            yield hits[part], others[part], key[part], bits[part].astype(np.int64)
 
 
 def _equal_pixels(one: Table, other: Table) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -152,12 +167,10 @@ def _equal_pixels(one: Table, other: Table) -> tuple[NDArray[np.int64], NDArray[
     return rows, first[place[same]].astype(np.int64), np.zeros(len(rows), dtype=np.int64)
 
 
-def _least(
-    first: NDArray[np.int64], second: NDArray[np.int64], distance: NDArray[np.int64], keep: NDArray[np.bool_]
-) -> Edges:
+def _least(first: NDArray[np.int64], second: NDArray[np.int64], distance: NDArray[np.int64]) -> Edges:
     """Each pair once, with its least distance, in order."""
-    order = np.lexsort((distance[keep], second[keep], first[keep]))
-    first, second, distance = first[keep][order], second[keep][order], distance[keep][order]
+    order = np.lexsort((distance, second, first))
+    first, second, distance = first[order], second[order], distance[order]
     new = np.ones(len(first), dtype=bool)
     new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
     return Edges(first[new], second[new], distance[new])

@@ -1,12 +1,13 @@
 """Features: the fingerprints of a collection as a table beside its shards, computed once and read again for other thresholds."""
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import metadata
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydino.curation.duplicates import Table
@@ -16,6 +17,8 @@ from raydino.shards.reader import Collection
 from raydino.shards.schema import ID, Folder, content_id
 
 STAMP = b"raydino.fingerprint"
+VERSIONS = {name: metadata.version(name) for name in ("pillow", "opencv-python-headless", "numpy")}
+"""What decodes and resizes; with another version all is computed again."""
 SCORES = ("mean", "std", "entropy", "sharpness")
 _SCHEMA = pa.schema(
     [
@@ -53,12 +56,12 @@ def features(
     collection: Collection, name: str, *, keep_in: Folder | None, threads: int, progress: Progress
 ) -> Features:
     """The features of a collection; from `keep_in` if they lie there, else computed and, where it is given, kept there."""
-    path, stamp = f"features/{name}.parquet", f"{SPEC}:{collection.manifest.files_digest}"
+    path, stamp = f"features/{name}.parquet", f"{SPEC}:{VERSIONS}:{collection.manifest.files_digest}"
     if keep_in is not None and any(entry.path == path for entry in keep_in.files()):
-        with keep_in.fs.open_input_file(keep_in.where(path)) as stream:
-            known = pq.ParquetFile(stream, page_checksum_verification=True).read()
-        if (known.schema.metadata or {}).get(STAMP, b"").decode() == stamp:
-            return _loaded(known, name)
+        with contextlib.suppress(OSError, pa.ArrowException):  # damaged: computed again
+            known = keep_in.read_table(path)
+            if (known.schema.metadata or {}).get(STAMP, b"").decode() == stamp:
+                return _loaded(known, name)
     parts = []
     with ThreadPoolExecutor(threads, thread_name_prefix="raydino-fingerprints") as pool:
         for group in range(len(collection.row_groups)):
@@ -67,17 +70,17 @@ def features(
             progress(f"fingerprints of {name}", sum(len(part) for part in parts), len(collection))
     table = pa.concat_tables(parts).replace_schema_metadata({STAMP: stamp})
     if keep_in is not None:
-        with keep_in.create(path) as stream:
-            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+        keep_in.write_table(path, table)
     return _loaded(table, name)
 
 
 def _row(data: bytes) -> dict[str, object]:
-    """An image's features. One that cannot be decoded, or has more pages than its first, equals only itself."""
+    """An image's features. One that cannot be decoded, or is a TIFF of several pages, equals only itself."""
     identity, found = content_id(data), None
     width = height = 0
     try:
-        several = header(data).frames > 1
+        about = header(data)
+        several = about.format == "TIFF" and about.frames > 1  # pages may be channels
         image = decode(data)
         height, width = image.shape[:2]
         found = fingerprint(image)

@@ -23,6 +23,7 @@ KEYS = (*(f"centre {share:g}" for share in SHARES), "flip")
 THUMB = 32  # side of the thumbnail, pixels
 LEAST_STD = 12.0  # grey levels; flatter images have no structure to compare
 LEAST_ENERGY = 4.0  # rms of the kept frequencies without the mean, grey levels: less, and noise decides the bits
+MARGIN = 0.25  # of the rms of the kept frequencies
 REDUCED = 256  # shorter side to which larger images are reduced first: scores then do not depend on resolution, and it is faster
 
 Hash = NDArray[np.uint8]
@@ -60,16 +61,17 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
     scale = min(1.0, REDUCED / min(height, width))
     grey = _shrunk(np.asarray(whole, dtype=np.uint8), max(1, round(height * scale)), max(1, round(width * scale)))
     coefficients = [_low_frequencies(_centre(grey, share)) for share in SHARES]
+    hashes = [_bits(values) for values in coefficients]
     mirrored = coefficients[0] * np.where(
         np.arange(LOW) % 2, -1.0, 1.0
     )  # a mirror image negates odd horizontal frequencies
-    energy = float(np.sqrt((coefficients[0] ** 2).sum() - coefficients[0][0, 0] ** 2) / SIDE)
+    energy = _energy(coefficients[0])
     std = float(grey.std())
     histogram = np.bincount(grey.reshape(-1), minlength=256) / grey.size
     filled = histogram[histogram > 0]
     return Fingerprint(
         pixels=hashlib.sha256(f"{width}x{height}:".encode() + np.ascontiguousarray(image).tobytes()).digest()[:16],
-        hashes=np.stack([_bits(values) for values in (*coefficients, mirrored)]),
+        hashes=np.stack([*hashes, _bits(mirrored)]),
         thumb=_shrunk(grey, THUMB, THUMB),
         comparable=std >= LEAST_STD and energy >= LEAST_ENERGY,
         mean=float(grey.mean()),
@@ -77,11 +79,6 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
         entropy=float(-(filled * np.log2(filled)).sum()),
         sharpness=float(cv2.Laplacian(grey, cv2.CV_64F).var()),
     )
-
-
-def distance(one: Hash, other: Hash) -> int:
-    """Bits in which two hashes differ, 0 to 256."""
-    return int(np.bitwise_count(one ^ other).sum())
 
 
 def _centre(grey: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
@@ -115,6 +112,15 @@ def _low_frequencies(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _bits(coefficients: NDArray[np.float64]) -> Hash:
-    """A bit for each coefficient, row by row: whether it is above the median of all but the mean."""
+    """A bit for each coefficient, row by row: whether it is clearly above the median of all but the mean.
+
+    Clearly: by `MARGIN` of their rms. Symmetric pictures have many coefficients near 0, whose bits noise would decide.
+    """
     flat = coefficients.reshape(-1)
-    return np.packbits(flat > np.median(flat[1:]))
+    return np.packbits(flat > np.median(flat[1:]) + MARGIN * _energy(coefficients))
+
+
+def _energy(coefficients: NDArray[np.float64]) -> float:
+    """Rms over the image of what the kept frequencies but the mean make of it, grey levels."""
+    flat = coefficients.reshape(-1)[1:]
+    return float(np.sqrt((flat**2).sum()) / SIDE)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from raydino.config import ConfigError
-from raydino.curation.components import groups
+from raydino.curation.components import components, groups
 from raydino.curation.duplicates import RADIUS, Edges, Table, between, within
-from raydino.curation.features import Features, Progress, features
+from raydino.curation.features import VERSIONS, Features, Progress, features
 from raydino.curation.fingerprint import SPEC
 from raydino.shards.keep import KeepMask, write_mask
 from raydino.shards.manifest import FILE_NAME, Stage, load
@@ -26,7 +24,7 @@ from raydino.shards.schema import Folder, redacted
 
 SAME_PIXELS, SAME_PICTURE, LEAKED = "same pixels", "same picture", "leaked"
 LEAK_RADIUS = 64  # bits; looser than between training images, as for LVD-142M
-LARGEST_RADIUS = 80  # bits; photographs of different things begin at about 90
+LARGEST_RADIUS = 72  # bits; the nearest of 430 photographs of different things are 80 apart
 TRAIN = "train"
 MOST = 300_000  # images: 5 · N² comparisons are then ten minutes of one core
 STAGE = "screen"
@@ -36,14 +34,10 @@ STAGE = "screen"
 class Screening:
     """What was found."""
 
-    train: Features
     mask: KeepMask
     """Of the training split."""
-    pairs: Edges
-    """Duplicate pairs of training rows; of equal pixels each with the best copy."""
     leaks: dict[str, Edges]
     """By evaluation set: pairs of a training row and a row of that set."""
-    evaluations: tuple[Features, ...]
     inside: dict[str, int]
     """By evaluation set: duplicate pairs within it. They stay."""
 
@@ -60,7 +54,7 @@ def screen(
     """Judge the training split of the curated folder `out`, and write its keep-mask and what was done into its manifest.
 
     Args:
-        out: a folder written by ingest; its other splits are evaluation sets.
+        out: a folder written by ingest; all its other splits are evaluation sets.
         against: further evaluation sets, curated or Hugging Face style Parquet, with all their splits.
         radius: bits of 256 up to which training images may differ and show the same picture.
         leak_radius: the same between training and evaluation images.
@@ -68,34 +62,43 @@ def screen(
         progress: told how far the reading is.
 
     Raises:
-        ConfigError: the folder is not curated or has no training split, a radius is out of range, or there are too many images.
+        ConfigError: the folder is not curated or has no training split, a radius is out of range, there are too many images, an
+            evaluation set of an earlier screening is not named again, or nothing would be left.
         ShardError: a collection cannot be read.
     """
-    for name, value in (("radius", radius), ("leak_radius", leak_radius)):
-        if not 0 <= value <= LARGEST_RADIUS:
-            raise ConfigError(
-                f"{name} = {value}: bits of 256 by which copies may differ, 0 to {LARGEST_RADIUS}; other pictures begin at 90."
-            )
+    check_radii(radius, leak_radius)
     folder = Folder(out)
     if not any(entry.path == FILE_NAME for entry in folder.files()):
         raise ConfigError(f"out = {folder}: there is no manifest.json; curate the images first.")
-    manifest = load(folder)
+    manifest, threads = load(folder), threads or len(os.sched_getaffinity(0))
     if TRAIN not in manifest.splits:
         raise ConfigError(
             f"out = {folder}: no split {TRAIN!r} among {', '.join(manifest.splits)}; there is nothing to train on."
         )
-    collections = [(split, Collection(folder, manifest.of_split(split)), folder) for split in manifest.splits]
-    collections += [(redacted(path), open_collection(path), None) for path in against]
-    if (most := max(len(collection) for _, collection, _ in collections)) > MOST:
-        raise ConfigError(f"{most:,} images: at most {MOST:,} are compared pair by pair; screen the folder in parts.")
-    threads = threads or len(os.sched_getaffinity(0))
-    every = {
-        name: features(collection, name, keep_in=keep_in, threads=threads, progress=progress)
-        for name, collection, keep_in in collections
-    }
-    evaluations = tuple(one for name, one in every.items() if name != TRAIN)
-    found = judge(every[TRAIN], evaluations, radius=radius, leak_radius=leak_radius)
-    write_mask(folder, TRAIN, found.mask)
+    before = {place for stage in manifest.stages if stage.name == STAGE for place in stage.parameters["against"]}
+    if forgotten := sorted(before - {redacted(path) for path in against}):
+        raise ConfigError(
+            f"against: this folder was screened against {', '.join(forgotten)} before, whose leaks would come back; "
+            "name it again with --against, or curate into a new folder."
+        )
+    own = [(split, Collection(folder, manifest.of_split(split)), folder) for split in manifest.splits if split != TRAIN]
+    others = [(f"against {redacted(path)}", open_collection(path), None) for path in against]
+    training = Collection(folder, manifest.of_split(TRAIN))
+    for name, collection in [(TRAIN, training), *((name, collection) for name, collection, _ in own + others)]:
+        if len(collection) > MOST:
+            raise ConfigError(f"{name}: {len(collection):,} images, and at most {MOST:,} are compared pair by pair.")
+    train = features(training, TRAIN, keep_in=folder, threads=threads, progress=progress)
+    evaluations = [
+        features(collection, name, keep_in=keep_in, threads=threads, progress=progress)
+        for name, collection, keep_in in own + others
+    ]
+    found = judge(train, evaluations, radius=radius, leak_radius=leak_radius)
+    if not found.mask.keep.any():
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in found.mask.counts().items())
+        raise ConfigError(
+            f"out = {folder}: nothing would be left to train on ({counts}); is --against the same collection?"
+        )
+    write_mask(folder, TRAIN, found.mask, ids=train.ids)
     stage = Stage(
         name=STAGE,
         parameters={
@@ -104,14 +107,24 @@ def screen(
             "against": [redacted(path) for path in against],
             "fingerprint": SPEC,
         },
+        versions=VERSIONS,
         rows_in=len(found.mask.keep),
         rows_out=int(found.mask.keep.sum()),
         by_reason=found.mask.counts(),
         input_digest=manifest.files_digest,
     )
-    before = tuple(one for one in manifest.stages if one.name != STAGE)
-    manifest.override({"stages": (*before, stage), "keep": {TRAIN: found.mask.digest}}).save(folder)
+    stages = (*(one for one in manifest.stages if one.name != STAGE), stage)
+    manifest.override({"stages": stages, "keep": {TRAIN: found.mask.digest}}).save(folder)
     return found
+
+
+def check_radii(radius: int, leak_radius: int) -> None:
+    """Raise ConfigError for a radius that would join different pictures."""
+    for name, value in (("radius", radius), ("leak_radius", leak_radius)):
+        if not 0 <= value <= LARGEST_RADIUS:
+            raise ConfigError(
+                f"{name} = {value}: bits of 256 by which copies may differ, 0 to {LARGEST_RADIUS}; other pictures begin at 80."
+            )
 
 
 def judge(train: Features, evaluations: Sequence[Features], *, radius: int, leak_radius: int) -> Screening:
@@ -135,22 +148,23 @@ def judge(train: Features, evaluations: Sequence[Features], *, radius: int, leak
         np.concatenate([near.second, original[copies]]),
         np.concatenate([near.distance, np.zeros(len(copies), np.int64)]),
     )
-    component = connected_components(
-        coo_matrix((np.ones(len(pairs)), (pairs.first, pairs.second)), (len(rank), len(rank)))
-    )[1]
     leaks = {one.name: between(train.table, one.table, radius=leak_radius) for one in evaluations}
-    for one in evaluations:
-        meets = leaks[one.name]
-        by_component = {
-            component[row]: (other, bits)
-            for row, other, bits in zip(meets.first, meets.second, meets.distance, strict=True)
-        }
-        for row in np.flatnonzero(np.isin(component, list(by_component))):
-            other, bits = by_component[component[row]]
-            reason[row], evidence[row], distance[row] = LEAKED, one.ids[other], bits
-    mask = KeepMask(tuple(reason), tuple(evidence), distance)
+    meets = [
+        (bits, one.ids[other], row)
+        for one in evaluations
+        for row, other, bits in zip(*(column.tolist() for column in leaks[one.name].columns), strict=True)
+    ]
+    component = components(pairs, len(rank))
+    direct: dict[int, tuple[int, bytes]] = {}
+    nearest: dict[int, tuple[int, bytes]] = {}
+    for bits, identity, row in sorted(meets):
+        direct.setdefault(row, (bits, identity))
+        nearest.setdefault(int(component[row]), (bits, identity))
+    for row in rows.tolist():
+        if (found := direct.get(row) or nearest.get(int(component[row]))) is not None:
+            reason[row], (distance[row], evidence[row]) = LEAKED, found
     inside = {one.name: len(within(one.table, radius=radius)) for one in evaluations}
-    return Screening(train, mask, pairs, leaks, tuple(evaluations), inside)
+    return Screening(KeepMask(tuple(reason), tuple(evidence), distance), leaks, inside)
 
 
 def best_copy_rank(train: Features) -> NDArray[np.int64]:

@@ -57,6 +57,21 @@ def texture(name: str, *key: int | str) -> np.ndarray:
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
 
+def scene(seed: int, *, height: int = 80, width: int = 100) -> np.ndarray:
+    """A picture with structure at all scales, the coarse ones counting for more, as in photographs: uint8 [height, width, 3].
+
+    For trying out what tells copies from other pictures; textures repeat themselves, photographs do not.
+    """
+    rng, out = generator(seed, "scene"), np.zeros((height, width, 3))
+    for cells in (3, 6, 12, 24):
+        coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        out += (
+            np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float) / cells
+        )
+    out -= out.min()
+    return (out * 255 / out.max()).astype(np.uint8)
+
+
 def write_builtin(out: str, *, train: int = 4096, test: int = 1024, seed: int = 0) -> Manifest:
     """Write the built-in images as a curated folder, by the same way as any other images, and return its manifest.
 

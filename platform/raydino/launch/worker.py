@@ -70,6 +70,11 @@ def train_worker(job: Job) -> None:
 def _train(job: Job, progress: _Progress) -> None:
     recipe, rank = job.recipe, collectives.rank()
     inputs = open_inputs(recipe, job.data_path)
+    if (now := inputs.collection.manifest.digest) != job.data_digest:
+        raise ConfigError(
+            f"data.path = {recipe.data.path}: changed while the run went on (digest {now[:16]}…, it began with "
+            f"{job.data_digest[:16]}…); restore it, or start a run under another name."
+        )
     loop = build_loop(recipe, job.cluster, get_device())
     start = progress.done = _restore(job, loop)
     record = Record(job, rank)

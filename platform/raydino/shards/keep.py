@@ -1,21 +1,23 @@
 """Keep-masks: which rows of a split training sees, and why not the others. They lie beside the shards, which never change for it.
 
-So one set of shards serves any number of decisions about it. A mask has the rows of its split in their order, and its digest stands in
-the manifest: a run can tell that it trains on what it began with.
+So one set of shards serves any number of decisions about it. A mask has the rows of its split in their order, and its digest
+stands in the manifest: a run can tell that it trains on what it began with.
 """
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydino.shards.schema import ID, Folder, ShardError
 
-_SCHEMA = pa.schema([("keep", pa.bool_()), ("reason", pa.string()), ("evidence_id", ID), ("distance", pa.int32())])
+_SCHEMA = pa.schema(
+    [("id", ID), ("keep", pa.bool_()), ("reason", pa.string()), ("evidence_id", ID), ("distance", pa.int32())]
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class KeepMask:
     evidence: tuple[bytes | None, ...]
     """Id of the image that a row repeats."""
     distance: NDArray[np.int64]
-    """[N] bits of 256 between the two; 0 for equal ones."""
+    """[N] bits of 256 between the two, 0 for equal ones; of a row that leaked through a duplicate, those of the duplicate."""
 
     @property
     def keep(self) -> NDArray[np.bool_]:
@@ -49,24 +51,23 @@ def mask_path(split: str) -> str:
     return f"keep/{split}.parquet"
 
 
-def write_mask(folder: Folder, split: str, mask: KeepMask) -> None:
-    """Write the mask of a split."""
+def write_mask(folder: Folder, split: str, mask: KeepMask, *, ids: Sequence[bytes]) -> None:
+    """Write the mask of a split whose rows have `ids`."""
     columns = [
+        pa.array(ids, ID),
         pa.array(mask.keep),
         pa.array(mask.reason, pa.string()),
         pa.array(mask.evidence, ID),
         pa.array(mask.distance, pa.int32()),
     ]
-    with folder.create(mask_path(split)) as stream:
-        pq.write_table(pa.table(columns, schema=_SCHEMA), stream, compression="zstd", write_page_checksum=True)
+    folder.write_table(mask_path(split), pa.table(columns, schema=_SCHEMA))
 
 
 def read_mask(folder: Folder, split: str, *, rows: int, digest: str) -> KeepMask:
     """Read the mask of a split. Raises ShardError if it is missing, of another number of rows or not the manifest's."""
     place = f"{folder}/{mask_path(split)}"
     try:
-        with folder.fs.open_input_file(folder.where(mask_path(split))) as stream:
-            table = pq.ParquetFile(stream, page_checksum_verification=True).read()
+        table = folder.read_table(mask_path(split))
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{place}: cannot be read ({error}); screen the folder again.") from None
     mask = KeepMask(

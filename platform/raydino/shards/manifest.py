@@ -117,8 +117,9 @@ class Manifest(Config):
         return self.override({"files": files, "keep": {k: v for k, v in self.keep.items() if k == name}})
 
     def save(self, folder: Folder) -> None:
-        """Write manifest.json into `folder`."""
-        folder.write_bytes(FILE_NAME, _readable(self.dump()).encode())
+        """Write manifest.json into `folder`: beside and renamed, for it may replace one."""
+        folder.write_bytes(f"{FILE_NAME}.part", _readable(self.dump()).encode())
+        folder.move(f"{FILE_NAME}.part", FILE_NAME)
 
 
 def load(folder: Folder) -> Manifest:

@@ -104,6 +104,22 @@ class Folder:
         with self.create(path) as stream:
             stream.write(data)
 
+    def read_table(self, path: str) -> pa.Table:
+        """A whole Parquet file, page checksums verified."""
+
+        def read() -> pa.Table:
+            with self.fs.open_input_file(self.where(path)) as stream:
+                return pq.ParquetFile(stream, page_checksum_verification=True).read()
+
+        return with_retries(read)
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        """Write a Parquet file beside and rename it, so that nobody ever meets half of it."""
+        part = f"{path}.part"
+        with self.create(part) as stream:
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+        self.move(part, path)
+
     def create(self, path: str) -> pa.NativeFile:
         """A stream that writes one file, making the folders above it. Nothing is compressed on the way."""
         self.fs.create_dir(self.where(path.rpartition("/")[0]), recursive=True)
