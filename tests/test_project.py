@@ -104,6 +104,16 @@ def test_readme__fits_on_200_lines():
     assert len(readme.read_text().splitlines()) <= 200
 
 
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[cd]*/*.md")), ids=lambda path: path.name
+)
+def test_pages__have_no_gaps_and_no_dead_links(file):
+    text = file.read_text()
+    assert not re.findall(r"@@\w+@@", text)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (file.parent / link).exists()] == []
+
+
 def test_makefile__names_every_public_command():
     listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in listed.splitlines()} == {

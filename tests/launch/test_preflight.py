@@ -6,7 +6,8 @@ from raydino.config import ConfigError
 from raydino.launch import preflight
 from raydino.launch.announce import plan_text
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.preflight import Facts, Machine, check, public_uri, store_fault, this_machine
+from raydino.launch.machine import Machine
+from raydino.launch.preflight import Facts, check, public_uri, store_fault
 from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
@@ -149,16 +150,3 @@ def test_store_fault__of_a_joined_cluster_is_judged_by_its_own_store(tmp_path):
 def test_public_uri__drops_user_and_password():
     assert public_uri("postgresql://u:p@ss@host:1/db") == "postgresql://host:1/db"
     assert public_uri("sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
-
-
-def test_this_machine__agrees_with_the_interpreter(monkeypatch):
-    import os
-    import sys
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
-    machine = this_machine()
-    assert machine.gpus == 2
-    assert machine.python == sys.version_info[:2]
-    assert 1 <= machine.cpus <= os.cpu_count()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert this_machine().gpus == 0

@@ -1,8 +1,8 @@
 """Groups: from pairs of duplicates to the one copy of each picture that stays.
 
 Pairs alone mislead: a chain of small changes joins pictures that have nothing in common. So every member of a group matches the
-copy that represents it; what only matches another member may represent itself. Which copy represents a group is decided by an order
-without chance, so the outcome does not depend on the order of the input, on partitions or on machines.
+copy that represents it; what only matches another member may represent itself. Which copy that is follows from an order without
+chance, so the outcome does not depend on the order of the input, on partitions or on machines.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from raydino.config import ConfigError
 from raydino.launch.announce import plan_text
 from raydino.launch.command import Command, fail, parse, say
-from raydino.launch.preflight import check, store_fault, this_machine
+from raydino.launch.machine import this_machine
+from raydino.launch.preflight import check, store_fault
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 
 if TYPE_CHECKING:
