@@ -318,8 +318,7 @@ class Pace:
     """An execution callback that lets Ray Data's scheduler rest between two looks at its tasks.
 
     Its loop waits for tasks that run, but not for room in its output: with blocks ready that may not be taken out yet it spins,
-    in a thread of the training worker. Measured on two cores with photographs of 15 kB: 29 to 48 images/s with the spinning, 73 to 114
-    without.
+    in a thread of the training worker. Measured on two cores, photographs of 15 kB: 29 to 48 images/s so, 73 to 114 with rests.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
