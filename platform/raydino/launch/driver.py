@@ -118,11 +118,15 @@ def _carry_out(job: "Job", *, store: int) -> int:
             while not training.ended(timeout=0.5):
                 watch.update()
         error = training.error()
-    summary = summarise(job.run_dir, job.recipe, mlflow_run_id=job.mlflow_run_id)
+        # Said before Ray goes: after a failure its own thread may still use it, and Ray then ends the process on the spot.
+        summary = summarise(job.run_dir, job.recipe, mlflow_run_id=job.mlflow_run_id)
+        if error is not None:
+            if job.mlflow_run_id:
+                finish(job.tracking_uri, job.mlflow_run_id, "FAILED")
+            say(f"error: {error}\nThe run's folder: {job.run_dir}. Mend the cause and go on with --resume auto.")
+            sys.stdout.flush()
+            sys.stderr.flush()
     if error is not None:
-        if job.mlflow_run_id:
-            finish(job.tracking_uri, job.mlflow_run_id, "FAILED")
-        say(f"error: {error}\nThe run's folder: {job.run_dir}. Mend the cause and go on with --resume auto.")
         return 1
     page = run_page(job.tracking_uri, job.mlflow_run_id) if job.mlflow_run_id else None
     first = "make ui, then " if job.tracking_uri.startswith("sqlite:") else ""
