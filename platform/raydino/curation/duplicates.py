@@ -91,13 +91,13 @@ def between(one: Table, other: Table, *, radius: int = RADIUS) -> Edges:
 
 def _pairs(one: Table, other: Table, passes: Sequence[tuple[Table, Table]], *, radius: int) -> Edges:
     """Each pass compares the whole images of its first table with all keys of its second; the second pass is turned round."""
-    edges = Edges(*_equal_pixels(one, other))
+    parts = [Edges(*_equal_pixels(one, other))]
     for turned, (whole, keyed) in enumerate(passes):
         for rows, others, key, distance in _near(whole, keyed, radius=radius):
             same = correlation(whole.thumbs[rows], keyed.thumbs[others], key) >= CORRELATION
             ends = (others[same], rows[same]) if turned else (rows[same], others[same])
-            edges = _least(*(np.concatenate(pair) for pair in zip(edges.columns, (*ends, distance[same]), strict=True)))
-    return edges
+            parts.append(_least(*ends, distance[same]))
+    return _least(*(np.concatenate(column) for column in zip(*(part.columns for part in parts), strict=True)))
 
 
 def correlation(whole: NDArray[np.uint8], keyed: NDArray[np.uint8], key: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
         *((name, pa.float32()) for name in SCORES),
     ]
 )
-_BLANK = replace(fingerprint(np.zeros((8, 8, 3), np.uint8)), comparable=False)
+_BLANK = fingerprint(np.zeros((8, 8, 3), np.uint8))  # as flat as that, it is not compared
 Progress = Callable[[str, int, int], None]
 """Told of a stage, images done and images in all."""
 

@@ -8,6 +8,7 @@ leak raises a score and an image too few costs little (DINOv2, section 3). Shard
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from raydino.curation.duplicates import RADIUS, Edges, Table, between, within
 from raydino.curation.features import VERSIONS, Features, Progress, features
 from raydino.curation.fingerprint import SPEC
 from raydino.shards.keep import KeepMask, write_mask
-from raydino.shards.manifest import FILE_NAME, Stage, load
+from raydino.shards.manifest import FILE_NAME, Manifest, Stage, load
 from raydino.shards.reader import Collection, open_collection
 from raydino.shards.schema import Folder, redacted
 
@@ -99,23 +100,29 @@ def screen(
             f"out = {folder}: nothing would be left to train on ({counts}); is --against the same collection?"
         )
     write_mask(folder, TRAIN, found.mask, ids=train.ids)
+    parameters = {
+        "radius": radius,
+        "leak_radius": leak_radius,
+        "against": [redacted(path) for path in against],
+        "fingerprint": SPEC,
+    }
+    _entered(manifest, found.mask, parameters).save(folder)  # last: a mask without its digest here is not followed
+    return found
+
+
+def _entered(manifest: Manifest, mask: KeepMask, parameters: dict[str, Any]) -> Manifest:
+    """The manifest with this screening in place of an earlier one."""
     stage = Stage(
         name=STAGE,
-        parameters={
-            "radius": radius,
-            "leak_radius": leak_radius,
-            "against": [redacted(path) for path in against],
-            "fingerprint": SPEC,
-        },
+        parameters=parameters,
         versions=VERSIONS,
-        rows_in=len(found.mask.keep),
-        rows_out=int(found.mask.keep.sum()),
-        by_reason=found.mask.counts(),
+        rows_in=len(mask.keep),
+        rows_out=int(mask.keep.sum()),
+        by_reason=mask.counts(),
         input_digest=manifest.files_digest,
     )
     stages = (*(one for one in manifest.stages if one.name != STAGE), stage)
-    manifest.override({"stages": stages, "keep": {TRAIN: found.mask.digest}}).save(folder)
-    return found
+    return manifest.override({"stages": stages, "keep": {TRAIN: mask.digest}})
 
 
 def check_radii(radius: int, leak_radius: int) -> None:
