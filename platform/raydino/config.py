@@ -113,7 +113,7 @@ def explain(error: ValidationError, *, prefix: str = "") -> str:
     """A pydantic error as one line per field: name, value, what was expected."""
     lines = []
     for item in error.errors():
-        name = prefix + ".".join(str(p) for p in item["loc"])
+        name = (prefix + ".".join(str(p) for p in item["loc"])).removesuffix(".")
         value = "" if isinstance(item.get("input"), (dict, BaseModel)) else f" = {item.get('input')!r}"
         message = item["msg"].removeprefix("Value error, ")
         lines.append(f"{name}{value}: {message}" if name else message)

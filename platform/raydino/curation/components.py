@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from raydino.curation.duplicates import Edges
-
 
 @dataclass(frozen=True)
 class Groups:
@@ -21,8 +19,8 @@ class Groups:
 
     representative: NDArray[np.int64]
     """[N]."""
-    distance: NDArray[np.int64]
-    """[N] bits between the row and its representative, 0 for representatives."""
+    edge: NDArray[np.int64]
+    """[N], the number of the edge between the row and its representative; -1 for representatives."""
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -30,8 +28,8 @@ class Groups:
         return self.representative == np.arange(len(self.representative))
 
 
-def groups(edges: Edges, rank: NDArray[np.int64]) -> Groups:
-    """Groups of the rows 0 to N - 1 that `edges` join: by ascending `rank` [N] each free row takes its free neighbours.
+def groups(first: NDArray[np.int64], second: NDArray[np.int64], rank: NDArray[np.int64]) -> Groups:
+    """Groups of the rows 0 to N - 1 that edges [E] join: by ascending `rank` [N] each free row takes its free neighbours.
 
     Raises:
         ValueError: `rank` is no permutation of the rows, so that two copies would tie.
@@ -40,20 +38,20 @@ def groups(edges: Edges, rank: NDArray[np.int64]) -> Groups:
     if not np.array_equal(np.sort(rank), np.arange(count)):
         raise ValueError("rank must be a permutation of the rows, so that no two copies tie")
     neighbours: dict[int, list[tuple[int, int]]] = {}
-    for first, second, bits in zip(*(column.tolist() for column in edges.columns), strict=True):
-        neighbours.setdefault(first, []).append((second, bits))
-        neighbours.setdefault(second, []).append((first, bits))
-    representative, distance = np.arange(count), np.zeros(count, dtype=np.int64)
+    for edge, (one, other) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        neighbours.setdefault(one, []).append((other, edge))
+        neighbours.setdefault(other, []).append((one, edge))
+    representative, by = np.arange(count), np.full(count, -1)
     taken = np.zeros(count, dtype=bool)
     for row in sorted(neighbours, key=rank.__getitem__):
         if not taken[row]:
-            for other, bits in neighbours[row]:
+            for other, edge in neighbours[row]:
                 if not taken[other] and rank[other] > rank[row]:
-                    representative[other], distance[other], taken[other] = row, bits, True
-    return Groups(representative, distance)
+                    representative[other], by[other], taken[other] = row, edge, True
+    return Groups(representative, by)
 
 
-def components(edges: Edges, count: int) -> NDArray[np.int64]:
-    """[count], the number of the connected component of each row: chains and all."""
-    graph = coo_matrix((np.ones(len(edges)), (edges.first, edges.second)), (count, count))
+def components(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """[count], the number of the connected component of each row under edges [E]: chains and all."""
+    graph = coo_matrix((np.ones(len(first)), (first, second)), (count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)

@@ -7,7 +7,7 @@ of an unfinished ingest are removed.
 import hashlib
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from raydino.config import ConfigError
 from raydino.curation.archives import SourceError
-from raydino.curation.sources import SourceImage
+from raydino.curation.features import SCHEMA, STAMP, features_path, features_stamp
+from raydino.curation.sources import Part, SourceImage
 from raydino.data.decode import ImageHeader, Undecodable
 from raydino.keyed import key64
 from raydino.shards.manifest import Manifest, ShardFile, Stage
@@ -57,8 +58,8 @@ class Input:
     """Where they come from, for the tables; without credentials."""
     total: int
     """How many there are."""
-    images: Callable[[], Iterator[SourceImage]]
-    """Reads them, in a stable order."""
+    parts: Sequence[Part]
+    """Read them, one after another in a stable order."""
     classes: tuple[str, ...] = ()
     """Class names that may occur."""
     skipped: Counter[str] = field(default_factory=Counter)
@@ -94,8 +95,9 @@ class Judgement:
 
     source: str
     image: SourceImage
-    id: bytes
     verdict: ImageHeader | Undecodable
+    features: dict[str, Any]
+    """Its row in the table of features."""
 
 
 class Table:
@@ -112,25 +114,41 @@ class Table:
         if len(self._rows) >= 10_000:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is left and finish the file."""
+    def copy(self, rows: pa.Table) -> None:
+        """Append rows as they are."""
         self._flush()
+        self._writer.write_table(rows)
+
+    def close(self, metadata: Mapping[bytes, str] | None = None) -> None:
+        """Write what is left and finish the file; a second time does nothing."""
+        if self._stream.closed:
+            return
+        self._flush()
+        self._writer.add_key_value_metadata(dict(metadata or {}))
         self._writer.close()
         self._stream.close()
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []
 
 
 class Outputs:
-    """The files of a curated folder while they are written. After an error the shards are removed and the tables stay."""
+    """The files of a curated folder while they are written. After an error shards and features are removed, other tables stay.
 
-    def __init__(self, folder: Folder, classes: tuple[str, ...], *, rows_per_group: int) -> None:
+    `batch` is 0 for a new folder. The tables of a later one go below `place`, its shards beside those there are.
+    """
+
+    def __init__(
+        self, folder: Folder, classes: tuple[str, ...], *, rows_per_group: int, batch: int = 0, place: str = ""
+    ) -> None:
         self.folder, self.classes, self.rows_per_group = folder, classes, rows_per_group
-        self.decisions = Table(folder, DECISIONS, _DECISIONS)
-        self.quarantine = Table(folder, QUARANTINE, _QUARANTINE)
+        self.batch, self.place = batch, place
+        self.decisions = Table(folder, place + DECISIONS, _DECISIONS)
+        self.quarantine = Table(folder, place + QUARANTINE, _QUARANTINE)
         self.writers: dict[str, ShardWriter] = {}
+        self.features: dict[str, Table] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +158,10 @@ class Outputs:
     ) -> None:
         self.decisions.close()
         self.quarantine.close()
+        for split, table in self.features.items():
+            table.close()
+            if kind is not None:
+                self.folder.delete(self.place + features_path(split))
         for writer in self.writers.values():
             writer.discard()
 
@@ -153,30 +175,36 @@ class Outputs:
         """The writer of a split."""
         if split not in self.writers:
             self.writers[split] = ShardWriter(
-                self.folder, split, classes=self.classes, rows_per_group=self.rows_per_group
+                self.folder, split, classes=self.classes, rows_per_group=self.rows_per_group, batch=self.batch
             )
+            self.features[split] = Table(self.folder, self.place + features_path(split), SCHEMA)
         return self.writers[split]
 
     def finish(self) -> list[ShardFile]:
         """Close all shards and describe them, in order of the splits' first image."""
         return [file for writer in self.writers.values() for file in writer.close()]
 
+    def stamp(self, manifest: Manifest) -> None:
+        """Close the tables of features, marked as those of this manifest's images."""
+        for split, table in self.features.items():
+            table.close({STAMP: features_stamp(manifest.of_split(split))})
+
 
 class Ledger:
-    """Enters judgements in order: quarantine, duplicate or shard, and counts."""
+    """Enters judgements in order: quarantine, duplicate or shard, and counts. `kept` are ids of images kept before."""
 
-    def __init__(self, outputs: Outputs, rules: Rules, total: int) -> None:
+    def __init__(self, outputs: Outputs, rules: Rules, total: int, *, kept: Iterable[bytes] = ()) -> None:
         self.outputs, self.rules, self.total = outputs, rules, total
         self.numbers = {name: number for number, name in enumerate(outputs.classes)}
         self.seen = self.labelled = 0
-        self.kept: set[bytes] = set()
+        self.kept = set(kept)
         self.bad: Counter[str] = Counter()
         self.by_split: Counter[str] = Counter()
         self.digests = {"validate": hashlib.sha256(), "deduplicate": hashlib.sha256()}
 
     def enter(self, found: Judgement) -> None:
         """Decide on one image. Raises TooManyBad as soon as `max_bad` cannot be kept any more."""
-        image, identity, verdict = found.image, found.id, found.verdict
+        image, identity, verdict = found.image, found.features["id"], found.verdict
         self.seen += 1
         self.digests["validate"].update(identity)
         if isinstance(verdict, Undecodable):
@@ -199,6 +227,7 @@ class Ledger:
             height=verdict.height,
             mode=verdict.mode,
         )
+        self.outputs.features[split].add(*found.features.values())
         self.kept.add(identity)
         self.by_split[split] += 1
         self.labelled += label is not None
@@ -211,8 +240,7 @@ class Ledger:
         if image.label is not None and self.numbers:
             raise SourceError(
                 f"{found.source}: {image.path} has the label {image.label} without a name, while other images "
-                "have class "
-                "names; ingest the sources apart, or name all classes."
+                "have class names; ingest the sources apart, or name all classes."
             )
         return image.label
 
@@ -220,7 +248,7 @@ class Ledger:
         """Raise TooManyBad as soon as the rest of the source cannot mend the share, and ConfigError if nothing is left."""
         bad = sum(self.bad.values())
         total = self.seen if final else max(self.total, self.seen)
-        place = f"{self.outputs.folder}/{QUARANTINE}"
+        place = f"{self.outputs.folder}/{self.outputs.place}{QUARANTINE}"
         if bad > self.rules.max_bad * total and (final or bad >= EARLY):
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common())
             raise TooManyBad(
@@ -233,11 +261,12 @@ class Ledger:
     def stages(self, inputs: Sequence[Input]) -> list[Stage]:
         """What was done, for the manifest."""
         versions = {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")}
-        good = self.seen - sum(self.bad.values())
+        good, fresh = self.seen - sum(self.bad.values()), sum(self.by_split.values())
+        batch = {"batch": self.outputs.batch} if self.outputs.batch else {}
         return [
             Stage(
                 name="validate",
-                parameters={"sources": [item.name for item in inputs], "max_bad": self.rules.max_bad},
+                parameters={"sources": [item.name for item in inputs], "max_bad": self.rules.max_bad, **batch},
                 versions=versions,
                 rows_in=self.seen,
                 rows_out=good,
@@ -246,26 +275,26 @@ class Ledger:
             ),
             Stage(
                 name="deduplicate",
-                parameters={"by": "sha256", "eval_fraction": self.rules.eval_fraction},
+                parameters={"by": "sha256", "eval_fraction": self.rules.eval_fraction, **batch},
                 versions=versions,
                 seed=self.rules.seed,
                 rows_in=good,
-                rows_out=len(self.kept),
-                by_reason={DUPLICATE: good - len(self.kept)},
+                rows_out=fresh,
+                by_reason={DUPLICATE: good - fresh},
                 input_digest=self.digests["deduplicate"].hexdigest(),
             ),
         ]
 
     def summary(self, manifest: Manifest, inputs: Sequence[Input]) -> dict[str, Any]:
-        """Counts for summary.json."""
+        """Counts for summary.json, of this ingest alone."""
         skipped = sum((item.skipped for item in inputs), Counter())
         return {
             "digest": manifest.digest,
             "rows_in": self.seen,
-            "rows_out": manifest.rows,
+            "rows_out": sum(self.by_split.values()),
             "splits": dict(sorted(self.by_split.items())),
             "labelled": self.labelled,
             "classes": len(manifest.classes),
-            "stages": {stage.name: stage.by_reason for stage in manifest.stages},
+            "stages": {stage.name: stage.by_reason for stage in self.stages(inputs)},
             "skipped": dict(sorted(skipped.items())),
         }

@@ -8,8 +8,10 @@ to say: everything is yielded but hidden files and side-cars, which are counted.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from raydino.curation.archives import ARCHIVES, SourceError, members
@@ -19,6 +21,7 @@ from raydino.shards.schema import SPLITS, Folder, is_hidden, redacted, split_of
 
 SIDE_CARS = frozenset({"txt", "json", "csv", "tsv", "md", "cls", "xml", "yaml", "yml", "html", "npy", "pth", "log"})
 NOT_IMAGES = frozenset({"thumbs.db", "desktop.ini", "license", "readme"})
+PART = 256  # files of a folder that are read together, a second of work
 LABEL_BYTES = 1 << 20  # a label file is a few bytes; one of megabytes is not a label
 _KEYS = ("cls", "label", "class")  # names of the label in a WebDataset sample's .json
 
@@ -47,6 +50,10 @@ class Label:
     name: str | None = None
 
 
+Part = Callable[[], Iterator[SourceImage]]
+"""Reads a piece of a source, any number of times and wherever the source can be reached."""
+
+
 @dataclass
 class Source:
     """A listed source. `images` reads it, any number of times."""
@@ -61,6 +68,10 @@ class Source:
 
     def images(self) -> Iterator[SourceImage]:
         """The images in a stable order."""
+        return chain.from_iterable(part() for part in self.parts())
+
+    def parts(self) -> list["Part"]:
+        """The same in pieces that can be read apart; one after another they are `images`."""
         raise TypeError(f"{type(self).__name__} reads nothing; use open_source")
 
 
@@ -143,11 +154,16 @@ class _Tree(Source):
         self.shape = Shape.of(self.paths)
         self.total, self.classes = len(self.paths), self.shape.classes
 
-    def images(self) -> Iterator[SourceImage]:
-        for path in self.paths:
-            split, name = self.shape.place(path)
-            data = self.folder.read_bytes(path, at_most=MAX_BYTES + 1)
-            yield SourceImage(data, escaped(path), None, name, split)
+    def parts(self) -> list[Part]:
+        starts = range(0, len(self.paths), PART)
+        return [partial(_read_files, self.folder, self.shape, self.paths[start : start + PART]) for start in starts]
+
+
+def _read_files(folder: Folder, shape: Shape, paths: Sequence[str]) -> Iterator[SourceImage]:
+    for path in paths:
+        split, name = shape.place(path)
+        data = folder.read_bytes(path, at_most=MAX_BYTES + 1)
+        yield SourceImage(data, escaped(path), None, name, split)
 
 
 class _Parquet(Source):
@@ -159,12 +175,9 @@ class _Parquet(Source):
         manifest = self.collection.manifest
         self.total, self.classes = manifest.rows, manifest.classes
 
-    def images(self) -> Iterator[SourceImage]:
-        group = 0
-        for file in self.collection.manifest.files:
-            for _ in file.row_groups:
-                yield from self._rows(group, file.split)
-                group += 1
+    def parts(self) -> list[Part]:
+        splits = [file.split for file in self.collection.manifest.files for _ in file.row_groups]
+        return [partial(self._rows, group, split) for group, split in enumerate(splits)]
 
     def _rows(self, group: int, split: str) -> Iterator[SourceImage]:
         table = self.collection.read(group)
@@ -186,9 +199,8 @@ class _Several(Source):
         self.classes = tuple(sorted({name for source in sources for name in source.classes}))
         self.skipped = sum((source.skipped for source in sources), Counter())
 
-    def images(self) -> Iterator[SourceImage]:
-        for source in self.sources:
-            yield from source.images()
+    def parts(self) -> list[Part]:
+        return [part for source in self.sources for part in source.parts()]
 
 
 class _Archive(Source):
@@ -215,7 +227,10 @@ class _Archive(Source):
         self.classes = tuple(sorted(named)) if self.labels else self.shape.classes
         self.split = split_of(name) if name.rpartition("/")[2].lower().startswith(SPLITS) else None
 
-    def images(self) -> Iterator[SourceImage]:
+    def parts(self) -> list[Part]:
+        return [self._members]  # an archive is a stream
+
+    def _members(self) -> Iterator[SourceImage]:
         for path, read in members(self.folder, self.name):
             if side_car(path) is not None:
                 continue

@@ -8,6 +8,7 @@ right on about half, and what is learned shows. Every image is a pure function o
 
 import io
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -72,11 +73,12 @@ def scene(seed: int, *, height: int = 80, width: int = 100) -> np.ndarray:
     return (out * 255 / out.max()).astype(np.uint8)
 
 
-def write_builtin(out: str, *, train: int = 4096, test: int = 1024, seed: int = 0) -> Manifest:
+def write_builtin(out: str, *, train: int = 4096, test: int = 1024, seed: int = 0, copies: bool = False) -> Manifest:
     """Write the built-in images as a curated folder, by the same way as any other images, and return its manifest.
 
     Besides them 8 exact duplicates and broken files (1 % of the training images: cut short, empty, a web page named
-    .jpg) go in, and are found. Raises ConfigError for counts that leave a class without an image, or an `out` that is
+    .jpg) go in, and are found. With `copies`, 8 changed copies and a leak, a changed copy of a test image, follow the training
+    images; screening finds them. Raises ConfigError for counts that leave a class without an image, or an `out` that is
     not empty.
     """
     for name, count in (("train", train), ("test", test)):
@@ -87,9 +89,11 @@ def write_builtin(out: str, *, train: int = 4096, test: int = 1024, seed: int = 
     broken = max(3, round(train * BROKEN))
 
     def images() -> Iterator[SourceImage]:
-        return _with_faults(builtin_images(train=train, test=test, seed=seed), broken)
+        whole = _with_faults(builtin_images(train=train, test=test, seed=seed), broken)
+        return chain(whole, _changed_copies(seed)) if copies else whole
 
-    item = Input("builtin", train + test + DUPLICATES + broken, images, CLASSES)
+    total = train + test + DUPLICATES + broken + (DUPLICATES + 1) * copies
+    item = Input("builtin", total, [images], CLASSES)
     # 4,096 images are 64 whole groups of 64, so no lane shares one; and their order stays what it always was.
     return ingest_inputs([item], out, rules=Rules(max_bad=0.5, seed=seed), group_rows=ROWS_PER_GROUP)
 
@@ -105,6 +109,22 @@ def _with_faults(images: Iterator[SourceImage], broken: int) -> Iterator[SourceI
         if number < broken:
             data = (image.data[: len(image.data) // 2], b"", _HTML)[number % 3]
             yield SourceImage(data, f"broken/{number:05d}.jpg", None, image.class_name, image.split)
+
+
+def _changed_copies(seed: int) -> Iterator[SourceImage]:
+    """Copies of the first training images, mirrored, enlarged or recompressed by turns, and one of the first test image."""
+    for number in range(DUPLICATES + 1):
+        split, of = ("train", number) if number < DUPLICATES else ("test", 0)
+        name = CLASSES[of % len(CLASSES)]
+        image = Image.fromarray(texture(name, seed, split, of))
+        buffer = io.BytesIO()
+        if number % 3 == 0:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(buffer, "PNG")
+        elif number % 3 == 1:
+            image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        else:
+            image.save(buffer, "JPEG", quality=90)
+        yield SourceImage(buffer.getvalue(), f"changed/{number:05d}.img", None, name, "train")
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -1,8 +1,8 @@
 """Settings of the data side that change the result of a run. Where the work is done belongs to the cluster file."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydino.config import Config
 from raydino.views import Normalisation, Positive
@@ -15,6 +15,8 @@ class DataConfig(Config):
     """A curated folder, a Hugging Face style Parquet folder (local or s3:// gs:// …), or `builtin` for generated images."""
     split: str = "train"
     """Split to train on, where the folder names splits."""
+    keep: str = ""
+    """Screening whose keep-mask is followed, one made with `curate.py --name`; empty for the folder's own, `all` for none."""
     eval_split: str | None = None
     """Labelled split to evaluate on; None takes test, validation or val, and else holds back `holdout` of the training split."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -23,5 +25,15 @@ class DataConfig(Config):
     """Rows shuffled together inside a lane; rounded up to whole row groups."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of undecodable images before the run stops."""
+    stream_dedup: bool = False
+    """Refuse byte-identical copies, and evaluation images, while training streams; for folders that were not curated."""
+    stream_against: tuple[str, ...] = ()
+    """With stream_dedup: folders of evaluation images, none of which may be trained on."""
     normalisation: Normalisation = Normalisation()
     """Mean and standard deviation of the input."""
+
+    @model_validator(mode="after")
+    def _refused_only_with_claims(self) -> Self:
+        if self.stream_against and not self.stream_dedup:
+            raise ValueError(f"stream_against = {list(self.stream_against)} needs stream_dedup = true; set that too")
+        return self

@@ -5,30 +5,31 @@ substitute, the next decodable row of the same window. Both follow from bytes an
 meets the same images.
 """
 
-import threading
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from raydino.data.decode import Undecodable, decode
-from raydino.data.plan import Plan
+from raydino.data.plan import Plan, Rows
 from raydino.shards.reader import Collection
 
 if TYPE_CHECKING:
     from raydino.data.crops import Cropper, Pixels
 
-CLOSE_SECONDS = 10.0  # a thread that waits for a dead cluster is left behind (it is a daemon) rather than waited for
 LEAST_SEEN = 100  # images before the share of bad ones is judged
+DUPLICATE, LEAKED = (
+    "duplicate",
+    "leaked",
+)  # reasons to refuse an image that says nothing against its bytes (data/claims.py)
 
-T = TypeVar("T")
-Bad = list[tuple[bytes, str, str]]
-"""Undecodable images met on the way to a decodable one: id, path, reason."""
+Met = tuple[bytes, str, str]
+"""An image that could not be used: id, path, reason."""
+Bad = list[Met]
+"""Images that could not be used, met on the way to one that could."""
 
 
 class TooManyBadImages(RuntimeError):
@@ -37,7 +38,7 @@ class TooManyBadImages(RuntimeError):
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be decoded, and where it was met first."""
+    """An image that cannot be decoded or was refused, and where it was met first."""
 
     id: bytes
     path: str
@@ -55,7 +56,7 @@ class Cut:
     label: int | None
     """None where labels were not asked for, -1 where the image has none."""
     met: Bad
-    """Undecodable images met before it."""
+    """Images met before it that could not be decoded."""
 
 
 @dataclass(frozen=True)
@@ -142,22 +143,25 @@ def local_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Tab
     yield from map(fetch, requests)
 
 
-def cut_slot(rows: pa.Table, place: int, cropper: "Cropper", *, epoch: int, out: "Mapping[str, Pixels]") -> Cut:
+def cut_slot(
+    rows: pa.Table, place: int, cropper: "Cropper", *, out: "Mapping[str, Pixels]", turns: Rows | None = None
+) -> Cut:
     """Cuts the image at `place` of a window, or the next decodable one, into `out`; what was cut, and the bad ones met.
+
+    `turns` names the row that is used at each place, where that is not the place itself (`claims.Admitted`).
 
     Raises:
         TooManyBadImages: no image of the window can be decoded.
     """
     met: Bad = []
-    for ahead in range(rows.num_rows):
-        at = (place + ahead) % rows.num_rows
+    for at in _from(place, rows.num_rows, turns):
         sample = rows["id"][at].as_py()
         try:
             image = decode(rows["bytes"][at].as_py(), channels=cropper.views.channels)
         except Undecodable as error:
             met.append((sample, rows["path"][at].as_py() or "", error.reason))
             continue
-        cropper.cut(image, epoch=epoch, sample=sample, out=out)
+        cropper.cut(image, epoch=rows["epoch"][at].as_py(), sample=sample, out=out)
         return Cut(sample, _label(rows["label"][at].as_py()) if "label" in rows.column_names else None, met)
     raise _none_decodable(met)
 
@@ -181,11 +185,10 @@ class CutWindow:
         lengths = [len(part) for part in next(iter(self._parts.values()), [])]
         self._ends = np.cumsum(lengths).tolist()
 
-    def copy(self, place: int, out: "Mapping[str, Pixels]") -> Cut:
+    def copy(self, place: int, out: "Mapping[str, Pixels]", *, turns: Rows | None = None) -> Cut:
         """Copies the crops at `place`, or those of the next decodable image, into `out`. Raises TooManyBadImages."""
-        count, met = len(self._ids), list[tuple[bytes, str, str]]()
-        for ahead in range(count):
-            at = (place + ahead) % count
+        met: Bad = []
+        for at in _from(place, len(self._ids), turns):
             reason = self._bad[at]
             if reason is not None:
                 met.append((self._ids[at], self._paths[at] or "", reason))
@@ -196,6 +199,14 @@ class CutWindow:
                 out[name][...] = chunks[part][row].reshape(out[name].shape)
             return Cut(self._ids[at], None if self._labels is None else _label(self._labels[at]), met)
         raise _none_decodable(met)
+
+
+def _from(place: int, rows: int, turns: Rows | None) -> Iterator[int]:
+    """The rows of a window from `place` on, and around its end."""
+    count = rows if turns is None else len(turns)
+    for ahead in range(count):
+        at = (place + ahead) % count
+        yield at if turns is None else int(turns[at])
 
 
 def _rows_of(chunk: pa.FixedSizeBinaryArray) -> "Pixels":
@@ -222,74 +233,26 @@ def _column(group: str) -> str:
 
 
 class Verdicts:
-    """Counts the undecodable images of this rank and tells of each once."""
+    """Tells once of each image of this rank that cannot be used, and counts the undecodable ones."""
 
     def __init__(self, *, kept: int, max_bad: float, on_bad: Callable[[BadImage], None]) -> None:
         self._kept, self._max_bad, self._on_bad = kept, max_bad, on_bad
-        self._slots, self._bad = 0, set[tuple[bytes, str]]()
+        self._slots, self._bad, self._refused = 0, set[tuple[bytes, str]](), set[tuple[bytes, str]]()
 
     def note(self, step: int, slot: int, met: Bad) -> None:
         """Takes in one slot. Raises TooManyBadImages."""
         self._slots += 1
         for sample, path, reason in met:
             # The path too: one placeholder stored a thousand times is a thousand bad images.
-            if (sample, path) not in self._bad:
-                self._bad.add((sample, path))
+            told = self._refused if reason in (DUPLICATE, LEAKED) else self._bad
+            if (sample, path) not in told:
+                told.add((sample, path))
                 self._on_bad(BadImage(sample, path, reason, step, slot))
         # Within an epoch every slot is another row, so no set of all ids is needed to count distinct images.
+        # (With weights some come again before others come at all, so that more bad ones pass.)
         seen = min(self._slots, self._kept)
         if seen >= min(LEAST_SEEN, self._kept) and len(self._bad) > self._max_bad * seen:
             raise TooManyBadImages(
                 f"{len(self._bad)} of {seen} images cannot be decoded by step {step}, more than max_bad = "
                 f"{self._max_bad}; see the quarantine table, validate the images with curation, or raise max_bad."
             )
-
-
-class Ahead(Generic[T]):
-    """Runs a generator in a thread of its own, up to `depth` items ahead; its exceptions surface in the consumer."""
-
-    def __init__(self, source: Generator[T, None, None], *, depth: int) -> None:
-        self._items: deque[T] = deque()
-        self._depth, self._closed, self._ended = depth, False, False
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(source,), name="raydino-stream", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended)
-            if self._items:
-                self._changed.notify_all()
-                return self._items.popleft()
-        if self._error is not None:
-            raise self._error
-        raise StopIteration
-
-    def close(self) -> None:
-        """Ends the generator, in its own thread, at its next item."""
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
-        self._thread.join(CLOSE_SECONDS)
-
-    def _run(self, source: Generator[T, None, None]) -> None:
-        try:
-            with closing(source):
-                for item in source:
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
-                        if self._closed:
-                            return
-                        self._items.append(item)
-                        self._changed.notify_all()
-        except BaseException as error:
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()

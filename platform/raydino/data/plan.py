@@ -1,10 +1,10 @@
-"""Plan: which image stands in which slot of which step, as a pure function of (row groups, keep-mask, seed, step).
+"""Plan: which image stands in which slot of which step, as a pure function of (row groups, keep-mask, weights, seed, step).
 
-The epoch permutes whole row groups and cuts the kept rows into `lanes` equal stretches; inside a lane, windows of
-whole groups are shuffled by row. So storage is read in large sequential pieces about once per epoch, the global order
-is the same for every world size that divides `lanes`, and resuming at a step costs nothing: the step is the only state.
-Considered instead: a full permutation of rows (reads a row group per row), a shuffle buffer (its content is state, so a
-resume replays it), a position in an iterator (Ray Data has none).
+The epoch permutes whole row groups and cuts the rows whose turn it is (`turns.py`) into `lanes` equal stretches; inside a
+lane, windows of whole groups are shuffled by row. So storage is read in large sequential pieces about once per epoch, the
+global order is the same for every world size that divides `lanes`, and resuming at a step costs nothing: the step is the
+only state. Considered instead: a full permutation of rows (reads a row group per row), a shuffle buffer (its content is
+state, so a resume replays it), a position in an iterator (Ray Data has none).
 
 All arrays are per row group, so ten million groups fit in memory; rows are only enumerated for the windows in use.
 Lane coordinates: a lane never ends, it is one line of rows over all epochs, and step s takes its rows [s·b, (s+1)·b),
@@ -22,17 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydino.config import ConfigError
+from raydino.data.turns import PlanError, Rows, Turns, Weights
 from raydino.keyed import generator
-
-Rows = NDArray[np.int64]
 
 EPOCHS_AT_HAND = 2  # a batch never spans more than the end of one epoch and the start of the next
 WINDOWS_AT_HAND = 128  # a step touches one or two windows per lane; an order of 1024 rows is 8 kB
-
-
-class PlanError(ConfigError):
-    """An order that cannot be made from the given rows, batch, lanes and workers."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +50,10 @@ class Window:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's order of row groups, those without a kept row left out."""
+    """One epoch's order of row groups, those without a row in it left out."""
 
     groups: Rows  # group numbers in the epoch's order
-    bounds: Rows  # [groups + 1], running count of kept rows
+    bounds: Rows  # [groups + 1], running count of the epoch's rows
 
 
 class Plan:
@@ -72,9 +66,10 @@ class Plan:
         lanes: independent stretches of an epoch; the world size must divide it.
         window: least rows shuffled together; rounded up to whole row groups.
         keep: bool [rows], False for rows that must not be seen; None keeps all.
+        weights: [rows], in (0, 1]: the share of epochs in which a row is seen; None is 1 for all (see `Turns`).
 
     Raises:
-        PlanError: the settings contradict each other, or fewer rows are kept than a global batch holds.
+        PlanError: the settings contradict each other, or an epoch has fewer rows than a global batch holds.
     """
 
     def __init__(
@@ -86,35 +81,38 @@ class Plan:
         lanes: int,
         window: int,
         keep: NDArray[np.bool_] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self.seed, self.global_batch, self.lanes, self.window = seed, global_batch, lanes, window
         self.row_groups: Rows = np.asarray(row_groups, dtype=np.int64).reshape(-1)
         self._check()
-        self._starts: Rows = np.concatenate([[0], np.cumsum(self.row_groups)])
-        self._keep = keep
-        self._kept = self.row_groups if keep is None else self._count(keep)
-        self.kept = int(self._kept.sum())
+        self._turns = Turns(self.row_groups, seed=seed, keep=keep, weights=weights)
+        self.kept = self._turns.kept
         """Rows that are not masked out."""
-        if self.kept < global_batch:
+        self.rows_per_epoch = self._turns.per_epoch
+        """Rows of an epoch: those kept or, with weights, the sum of their weights."""
+        if self.rows_per_epoch < global_batch:
+            weighed = "" if weights is None else f" with {self.rows_per_epoch:,} in an epoch"
+            remedy = "loosen the keep-mask" if weights is None else "balance to a larger target"
             raise PlanError(
-                f"{self.kept:,} rows are kept of {self.rows:,}, fewer than global_batch = {global_batch}; "
-                f"lower global_batch to {max(lanes, self.kept // lanes * lanes)} or less, or loosen the keep-mask."
+                f"{self.kept:,} rows are kept of {self.rows:,}{weighed}, fewer than global_batch = {global_batch}; "
+                f"lower global_batch to {max(lanes, self.rows_per_epoch // lanes * lanes)} or less, or {remedy}."
             )
         self.per_lane = global_batch // lanes
         """Rows a lane gives to each step."""
-        self.steps_per_epoch = self.kept // global_batch
+        self.steps_per_epoch = self.rows_per_epoch // global_batch
         """Steps in an epoch."""
         self._make_caches()
 
     @property
     def rows(self) -> int:
         """Rows in storage, kept or not."""
-        return int(self._starts[-1])
+        return int(self._turns.starts[-1])
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Kept rows that an epoch leaves out because they do not fill a batch; others in every epoch."""
-        return self.kept - self.steps_per_epoch * self.global_batch
+        """Rows of an epoch that are left out because they do not fill a batch; others in every epoch."""
+        return self.rows_per_epoch - self.steps_per_epoch * self.global_batch
 
     def slots(self, step: int) -> Rows:
         """int64 [global_batch]: the row of each slot of `step`, counted over all row groups in storage order."""
@@ -178,19 +176,6 @@ class Plan:
         if (self.row_groups < 0).any():
             raise PlanError(f"row_groups: group {int(np.argmax(self.row_groups < 0))} has a negative number of rows.")
 
-    def _count(self, keep: NDArray[np.bool_]) -> Rows:
-        """Kept rows per group."""
-        if keep.dtype != np.bool_ or keep.shape != (self.rows,):
-            raise PlanError(
-                f"keep is {keep.dtype} {list(keep.shape)} for {self.rows:,} rows; it must be bool [{self.rows}], "
-                "made from the same shards."
-            )
-        counts = np.zeros_like(self.row_groups)
-        filled = self.row_groups > 0  # reduceat gives an element, not a zero, for an empty stretch
-        if filled.any():
-            counts[filled] = np.add.reduceat(keep, self._starts[:-1][filled], dtype=np.int64)
-        return counts
-
     def _make_caches(self) -> None:
         self._lock = threading.RLock()  # the feeder and the consumer ask for the same epoch at the same time
         self._epoch = lru_cache(EPOCHS_AT_HAND)(self._make_epoch)
@@ -209,11 +194,12 @@ class Plan:
     def _make_epoch(self, epoch: int) -> _Epoch:
         with self._lock:
             groups = generator(self.seed, "groups", epoch).permutation(len(self.row_groups))
-            groups = groups[self._kept[groups] > 0]
-            return _Epoch(groups, np.concatenate([[0], np.cumsum(self._kept[groups])]))
+            counts = self._turns.counts(epoch)
+            groups = groups[counts[groups] > 0]
+            return _Epoch(groups, np.concatenate([[0], np.cumsum(counts[groups])]))
 
     def _make_cuts(self, epoch: int, lane: int) -> Rows:
-        """Window edges of a lane over the epoch's kept rows: each window takes whole pieces until it has enough."""
+        """Window edges of a lane over the epoch's rows: each window takes whole pieces until it has enough."""
         with self._lock:
             bounds, lane_rows = self._epoch(epoch).bounds, self.steps_per_epoch * self.per_lane
             begin, end = lane * lane_rows, (lane + 1) * lane_rows
@@ -233,26 +219,20 @@ class Plan:
         for number in range(first, last):
             group = int(order.groups[number])
             piece = slice(max(0, begin - int(order.bounds[number])), end - int(order.bounds[number]))
-            inside = self._kept_inside(group)[piece]
-            rows.append(self._starts[group] + inside)
+            inside = self._turns.inside(window.epoch, group)[piece]
+            rows.append(self._turns.starts[group] + inside)
             places.append(read + inside)
             read += int(self.row_groups[group])
         shuffle = generator(self.seed, "rows", window.epoch, window.lane, window.index).permutation(window.rows)
         return np.concatenate(rows)[shuffle], np.concatenate(places)[shuffle]
 
-    def _kept_inside(self, group: int) -> Rows:
-        """Kept rows of a group, counted from its first."""
-        if self._keep is None:
-            return np.arange(self.row_groups[group])
-        return np.flatnonzero(self._keep[self._starts[group] : self._starts[group + 1]])
-
     def _group_span(self, order: _Epoch, begin: int, end: int) -> tuple[int, int]:
-        """Places, in the epoch's order, of the groups that hold kept rows [begin, end)."""
+        """Places, in the epoch's order, of the groups that hold rows [begin, end)."""
         first = int(np.searchsorted(order.bounds, begin, side="right")) - 1
         return first, int(np.searchsorted(order.bounds, end, side="left"))
 
     def _in_epoch(self, window: Window) -> tuple[int, int]:
-        """A window's stretch counted over the kept rows of its epoch."""
+        """A window's stretch counted over the rows of its epoch."""
         lane_rows = self.steps_per_epoch * self.per_lane
         shift = (window.lane - window.epoch) * lane_rows
         return window.begin + shift, window.end + shift

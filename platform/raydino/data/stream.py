@@ -7,8 +7,8 @@ as on a GPU, waits for them. `decode_in="cluster"` moves decoding and cropping i
 Pixels are identical either way, because every draw is keyed and a bad image's substitute depends on bytes and order alone.
 Considered instead: `streaming_split` (its order depends on the number of consumers, and it cannot start in the middle).
 
-The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order -> places -> threads
--> Batch. Every arrow is bounded, and closing the returned generator ends all of it.
+The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order (-> claims) -> places
+-> threads -> Batch. Every arrow is bounded, and closing the returned generator ends all of it.
 """
 
 import time
@@ -28,13 +28,16 @@ import torch
 from numpy.typing import NDArray
 
 from raydino.config import ConfigError
+from raydino.data.ahead import Ahead
+from raydino.data.claims import Admitted, Claim, admit
 from raydino.data.crops import Cropper, Pixels
 from raydino.data.fetch import (
-    Ahead,
+    Bad,
     BadImage,
     Cut,
     CutWindow,
     Fetch,
+    Met,
     Read,
     Request,
     Verdicts,
@@ -42,7 +45,7 @@ from raydino.data.fetch import (
     requests,
 )
 from raydino.data.masks import block_masks
-from raydino.data.plan import Plan, Window
+from raydino.data.plan import Plan, Rows, Window
 from raydino.shards.reader import Collection
 from raydino.views import Batch, Views
 
@@ -70,9 +73,20 @@ class _Place:
     """Where the image of a slot lies."""
 
     slot: int
-    epoch: int
     rows: "pa.Table | CutWindow"
     row: int
+    turns: Rows | None
+    refused: Met | None
+    """What lies there, if it is refused and another image fills the slot."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A window that has arrived, ready to be cut or copied from."""
+
+    window: Window
+    rows: "pa.Table | CutWindow"
+    admitted: Admitted
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,8 @@ class _Cutting:
     crops: dict[str, Pixels]
     masks: "Future[NDArray[np.bool_]] | None"
     slots: list[int]
+    refused: list[Bad]
+    """Per slot, what was refused in it."""
     cuts: "list[Future[list[Cut]]]"
     """The images of `slots`, in parts."""
 
@@ -103,11 +119,13 @@ def batches(
     threads: int = 1,
     prefetch: int = 2,
     read: Read | None = None,
+    claim: Claim | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of `rank` for steps [start_step, start_step + steps); close the generator to end early.
 
     An undecodable image is replaced by the next decodable row of its window and reported once, through `on_bad`, in the
-    consumer's thread and in slot order. Nothing here is state: the same arguments give the same batches.
+    consumer's thread and in slot order. Nothing here is state: the same arguments give the same batches. A `claim` is: with it,
+    copies and evaluation images are replaced too (`claims.admit`) and reported, but they are not bad ones.
 
     Args:
         collection: where the images lie.
@@ -125,6 +143,7 @@ def batches(
         threads: decoding threads here.
         prefetch: batches cut ahead.
         read: how windows are fetched; None is `ray_windows`.
+        claim: asked for every window, the same by all ranks; None trains on whatever the plan orders.
 
     Raises:
         ConfigError: the arguments contradict each other (raised at once, the others by the generator).
@@ -135,7 +154,7 @@ def batches(
     _check(collection, plan, views, max_bad=max_bad, threads=threads, prefetch=prefetch)
     cropper = Cropper(views, seed=seed)
     fetch = Fetch(collection, cropper if decode_in == "cluster" else None, labels=views.labels)
-    span = _Span(plan, rank=rank, world=world, start_step=start_step, steps=steps, cut=fetch.cropper is not None)
+    span = _Span(plan, claim, rank=rank, world=world, start_step=start_step, steps=steps, cut=fetch.cropper is not None)
     cutting = _cutting(span, (read or ray_windows)(fetch, span.requests()), cropper, fetch=fetch, threads=threads)
     return _batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
 
@@ -161,10 +180,12 @@ def _check(collection: Collection, plan: Plan, views: Views, *, max_bad: float, 
 class _Span:
     """The steps of one rank: which windows they need, and where in them each slot lies."""
 
-    def __init__(self, plan: Plan, *, rank: int, world: int, start_step: int, steps: int, cut: bool) -> None:
+    def __init__(
+        self, plan: Plan, claim: Claim | None, *, rank: int, world: int, start_step: int, steps: int, cut: bool
+    ) -> None:
         self.plan, self.steps, self._cut = plan, range(start_step, start_step + steps), cut
         self.owned = plan.owned_lanes(rank=rank, world=world)
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._claim = rank, world, claim
 
     def requests(self) -> Iterator[Request]:
         """What to fetch, in order of first need."""
@@ -173,28 +194,35 @@ class _Span:
 
     def places(self, tables: Iterator[pa.Table]) -> Iterator[tuple[int, list[_Place]]]:
         """Each step with its slots, ascending. A lane holds the windows its current step needs, and no others."""
-        arrived, share = self._arrived(tables), self.plan.per_lane
-        hands: dict[int, deque[tuple[Window, pa.Table | CutWindow]]] = {lane: deque() for lane in self.owned}
+        arrived, share = self._held(self._arrived(tables)), self.plan.per_lane
+        hands: dict[int, deque[_Held]] = {lane: deque() for lane in self.owned}
         for step in self.steps:
             for hand in hands.values():
-                while hand and hand[0][0].end <= step * share:
+                while hand and hand[0].window.end <= step * share:
                     hand.popleft()
             for hand in hands.values():
-                while not hand or hand[-1][0].end < (step + 1) * share:
-                    window, rows = next(arrived)
-                    hands[window.lane].append((window, rows))
+                while not hand or hand[-1].window.end < (step + 1) * share:
+                    held = next(arrived)
+                    hands[held.window.lane].append(held)
             yield step, [self._place(hands[lane], lane, step, turn) for turn in range(share) for lane in self.owned]
 
-    def _place(self, hand: deque[tuple[Window, pa.Table | CutWindow]], lane: int, step: int, turn: int) -> _Place:
+    def _place(self, hand: deque[_Held], lane: int, step: int, turn: int) -> _Place:
         at = step * self.plan.per_lane + turn
-        window, rows = next(held for held in hand if at < held[0].end)
-        return _Place(turn * self.plan.lanes + lane, window.epoch, rows, at - window.begin)
+        held = next(held for held in hand if at < held.window.end)
+        row, slot = at - held.window.begin, turn * self.plan.lanes + lane
+        return _Place(slot, held.rows, row, held.admitted.turns, held.admitted.refused.get(row))
 
     def _windows(self) -> Iterator[Window]:
         return self.plan.windows(rank=self._rank, world=self._world, start_step=self.steps.start, steps=len(self.steps))
 
-    def _arrived(self, tables: Iterator[pa.Table]) -> Iterator[tuple[Window, pa.Table | CutWindow]]:
-        """Whole windows, each compared with the plan: an order only nearly right would never be noticed later."""
+    def _held(self, arrived: Iterator[tuple[pa.Table, Rows]]) -> Iterator[_Held]:
+        admitted = (Admitted(rows) for rows, _ in arrived) if self._claim is None else admit(self._claim, arrived)
+        for window, rows in zip(self._windows(), admitted, strict=False):
+            yield _Held(window, CutWindow(rows.rows) if self._cut else rows.rows, rows)
+
+    def _arrived(self, tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, Rows]]:
+        """Whole windows and the numbers of their rows, each compared with the plan: an order only nearly right would never be
+        noticed later."""
         for number, window in enumerate(self._windows()):
             parts: list[pa.Table] = []
             while sum(part.num_rows for part in parts) < window.rows:
@@ -206,7 +234,7 @@ class _Span:
             same = np.array_equal(rows["place"].to_numpy(), self.plan.window_order(window))
             if not same or (rows["window"].to_numpy() != number).any():
                 raise StreamError(f"window {number} (of lane {window.lane}) did not arrive in the order of the plan.")
-            yield window, CutWindow(rows) if self._cut else rows
+            yield rows, self.plan.window_rows(window)
 
 
 def _cutting(
@@ -223,19 +251,20 @@ def _cutting(
             else:  # copies only: handing them over one by one would take longer
                 cuts = [pool.submit(_copy_all, places, out)]
             masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
-            yield _Cutting(step, crops, masks, [place.slot for place in places], cuts)
+            refused = [[] if place.refused is None else [place.refused] for place in places]
+            yield _Cutting(step, crops, masks, [place.slot for place in places], refused, cuts)
 
 
 def _cut_one(place: _Place, cropper: Cropper, out: dict[str, Pixels]) -> list[Cut]:
     assert isinstance(place.rows, pa.Table)
-    return [cut_slot(place.rows, place.row, cropper, epoch=place.epoch, out=out)]
+    return [cut_slot(place.rows, place.row, cropper, out=out, turns=place.turns)]
 
 
 def _copy_all(places: list[_Place], out: list[dict[str, Pixels]]) -> list[Cut]:
     cuts = []
     for place, into in zip(places, out, strict=True):
         assert isinstance(place.rows, CutWindow)
-        cuts.append(place.rows.copy(place.row, into))
+        cuts.append(place.rows.copy(place.row, into, turns=place.turns))
     return cuts
 
 
@@ -256,8 +285,8 @@ def _batches(
     with closing(Ahead(cutting, depth=prefetch)) as ready:
         for cut in ready:
             images = [image for part in cut.cuts for image in part.result()]
-            for slot, image in zip(cut.slots, images, strict=True):
-                verdicts.note(cut.step, slot, image.met)
+            for slot, refused, image in zip(cut.slots, cut.refused, images, strict=True):
+                verdicts.note(cut.step, slot, refused + image.met)
             labels = [image.label for image in images if image.label is not None]
             yield Batch(
                 crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},

@@ -85,6 +85,10 @@ class ImageSet:
         """How many of the images met so far could not be decoded."""
         return int(self._pixels.bad[self._places].sum())
 
+    def ids(self) -> list[bytes]:
+        """Content ids of the images, in order of their rows; reads them."""
+        return self._pixels.column(self._places, "id")
+
     def at_most(self, count: int, *, seed: int) -> "ImageSet":
         """This set, or `count` of its images chosen by (seed, "evals")."""
         if count >= len(self):
@@ -136,7 +140,7 @@ class _Pixels:
             good = ~self.bad[places]
             return self._cache[places[good]], good
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="evals-decode") as pool:
-            crops = list(pool.map(lambda data: _crop(data, self.size, self.shape[0]), self._encoded(places)))
+            crops = list(pool.map(lambda data: _crop(data, self.size, self.shape[0]), self.column(places, "bytes")))
         good = np.array([crop is not None for crop in crops])
         self.bad[places] = ~good
         kept = [crop for crop in crops if crop is not None]
@@ -146,12 +150,12 @@ class _Pixels:
             self._known[places] = True
         return pixels, good
 
-    def _encoded(self, places: np.ndarray) -> list[bytes]:
+    def column(self, places: np.ndarray, name: str) -> list[bytes]:
         groups = np.searchsorted(self._ends, self.rows[places], side="right")
         data: list[bytes] = []
         for row, group in zip(self.rows[places], groups, strict=True):
             start = self._ends[group] - self._collection.row_groups[group]
-            data.append(self._group(int(group)).column("bytes")[int(row - start)].as_py())
+            data.append(self._group(int(group)).column(name)[int(row - start)].as_py())
         return data
 
     def _group(self, group: int) -> "pa.Table":
@@ -247,6 +251,7 @@ def labelled_sets(
     size: Size,
     channels: int = 3,
     normalisation: Normalisation = Normalisation(),
+    mask: str = "",
 ) -> Labelled | None:
     """The labelled images of a collection, or None where it has no labels to evaluate with.
 
@@ -263,7 +268,7 @@ def labelled_sets(
             f"data.eval_split = {eval_split!r}: give a split other than data.split = {train_split!r} "
             f"out of {list(whole.splits)}"
         )
-    train = open_collection(path, split=train_split)
+    train = open_collection(path, split=train_split, mask=mask)
     train_labels, kept = train.labels(), train.keep()
     if kept is not None:  # a copy of a query in the bank would answer for it
         train_labels = np.where(kept, train_labels, -1)

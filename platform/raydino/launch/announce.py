@@ -23,10 +23,11 @@ def plan_text(recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings:
     warmup, (student, teacher) = in_steps(recipe.optim.warmup, steps), tokens_per_image(recipe)
     where = Path(cluster.storage) / recipe.id
     classes = f"{facts.classes} classes" if facts.classes else "no labels"
+    share = f"; {facts.share:.1%} of those kept, by their weights" if facts.share < 1 else ""
     micro = cluster.micro_batch(batch)
     rows = [
         ("run", f"{recipe.id} in {where}"),
-        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}"),
+        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}{share}"),
         ("length", f"{steps:,} steps of {batch:,} = {steps * batch:,} images = {steps / per_epoch:.3g} epochs"),
         (
             "epoch",

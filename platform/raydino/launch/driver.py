@@ -44,7 +44,7 @@ def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> 
 def run(command: Command) -> int:
     """Carry out a command; returns the exit status. Raises ConfigError for what cannot be run."""
     from raydino.launch.facts import probe_speed, run_facts
-    from raydino.launch.inputs import open_inputs, resolve
+    from raydino.launch.inputs import open_against, open_inputs, resolve
     from raydino.launch.summary import finished
 
     recipe, cluster = command.recipe, command.cluster
@@ -58,6 +58,7 @@ def run(command: Command) -> int:
         )
     data_path = resolve(recipe, cluster.folder)
     inputs = open_inputs(recipe, data_path)
+    open_against(recipe)  # whether they are there is better known before Ray starts
     speed = probe_speed(recipe, cluster) if command.dry_run else 0.0
     facts = run_facts(recipe, cluster, inputs, images_per_second=speed)
     machine = this_machine()
@@ -179,12 +180,15 @@ def fit(job: "Job") -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from raydino.launch.owners import start_owners
+
     cluster, resources = job.cluster, ray.cluster_resources()
     use_gpu = cluster.use_gpu(int(resources.get("GPU", 0)))
     _require(job, resources, use_gpu=use_gpu)
+    claim = start_owners(job) if job.recipe.data.stream_dedup else None  # they live as long as this handle
     TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "claim": claim},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -203,7 +207,7 @@ def fit(job: "Job") -> None:
 def _train_worker(config: dict[str, Any]) -> None:
     from raydino.launch.worker import train_worker
 
-    train_worker(config["job"])
+    train_worker(config["job"], config["claim"])
 
 
 def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> None:

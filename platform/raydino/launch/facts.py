@@ -33,8 +33,9 @@ def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_
     micro = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
     student, _ = tokens_per_image(recipe)
     return Facts(
-        images=inputs.plan.kept,
+        images=inputs.plan.rows_per_epoch,
         classes=len(inputs.labelled.classes) if inputs.labelled else 0,
+        share=inputs.plan.rows_per_epoch / inputs.plan.kept,
         dropped=inputs.plan.dropped_per_epoch,
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),

@@ -1,4 +1,4 @@
-"""What a run trains on and is judged by: the collection, the rows kept, their order, the labelled images.
+"""What a run trains on and is judged by: the collection, the rows kept, their weights and order, the labelled images.
 
 Driver and workers build it from the same recipe, so both see the same plan; nothing of it is sent between them.
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from raydino.config import ConfigError
-from raydino.curation.synthetic import write_builtin
 from raydino.data.decode import Undecodable, decode
 from raydino.data.plan import Plan
 from raydino.evals.evaluation import ImageSet, Labelled, labelled_sets
 from raydino.keyed import generator
+from raydino.launch.curation_report import write_curated_builtin
 from raydino.recipe import Recipe
 from raydino.shards.reader import Collection, open_collection
 
@@ -40,6 +40,15 @@ def resolve(recipe: Recipe, storage: Path) -> str:
     path = recipe.data.path
     if path == BUILTIN:
         return str(_builtin(storage / "builtin-images"))
+    return _address(path)
+
+
+def open_against(recipe: Recipe) -> list[Collection]:
+    """The folders of `data.stream_against`, all splits. Raises ShardError where one cannot be opened."""
+    return [open_collection(_address(path)) for path in recipe.data.stream_against]
+
+
+def _address(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
@@ -48,7 +57,7 @@ def _builtin(folder: Path) -> Path:
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".builtin-", dir=folder.parent) as beside:
-            write_builtin(f"{beside}/images")
+            write_curated_builtin(f"{beside}/images")
             try:
                 Path(beside, "images").rename(folder)
             except OSError as error:  # not empty: another run was faster, unless what lies there is something else
@@ -62,12 +71,13 @@ def _builtin(folder: Path) -> Path:
 def open_inputs(recipe: Recipe, path: str) -> Inputs:
     """Open the images at `path` for `recipe`. Raises ConfigError or ShardError naming what is wrong with them."""
     data = recipe.data
-    collection = open_collection(path, split=data.split)
+    collection = open_collection(path, split=data.split, mask=data.keep)
     _check_channels(recipe, collection)
     labelled = labelled_sets(
         path,
         train_split=data.split,
         eval_split=data.eval_split,
+        mask=data.keep,
         holdout=data.holdout,
         seed=recipe.seed,
         bank=max((getattr(e, "bank", 0) for e in recipe.evals.values()), default=0),
@@ -83,6 +93,7 @@ def open_inputs(recipe: Recipe, path: str) -> Inputs:
         lanes=recipe.lanes,
         window=data.window,
         keep=_kept(collection, labelled),
+        weights=collection.weights(),  # of training only: the bank of k-NN has all kept rows
     )
     return Inputs(collection, plan, labelled, _probe(recipe, collection, labelled))
 

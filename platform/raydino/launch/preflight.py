@@ -31,7 +31,7 @@ class Facts:
     """Numbers about a run that were computed elsewhere: the plan from the manifest, sizes from the model."""
 
     images: int
-    """Images that take part, after the keep-mask and without those held back for evaluation."""
+    """Images of an epoch: all that the keep-mask and evaluation leave; with weights, their sum."""
     classes: int
     """Classes among their labels; 0 without labels."""
     dropped: int
@@ -40,6 +40,8 @@ class Facts:
     """Rows read in an epoch for each row used; 1 is ideal."""
     parameters: int
     """Parameters of one network, backbone and heads (the teacher has as many); 0 if unknown."""
+    share: float = 1.0
+    """Of the images that take part, those that an epoch has; below 1 with weights."""
     blocks: int = 1
     """Transformer blocks of the network; 0 for a convolutional one."""
     batch_norm: bool = False
@@ -229,7 +231,9 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"{facts.dropped:,} of {facts.images:,} images ({facts.dropped / facts.images:.0%}) are left out of each "
             "epoch, another part every time; a smaller global_batch leaves out fewer."
         )
-    if facts.read_amplification > READ_MOST:
+    if (
+        facts.read_amplification * facts.share > READ_MOST
+    ):  # whole row groups are read, so weights cost a factor of their own
         remedy = (
             f"a smaller number of lanes reads less (lanes = {recipe.lanes}; a new run)"
             if facts.curated
@@ -239,7 +243,7 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"data.path = {recipe.data.path}: {facts.read_amplification:.2f} rows are read for each row used, more than "
             f"{READ_MOST}; {remedy}."
         )
-    out += _size_warnings(recipe, facts)
+    out += [*_size_warnings(recipe, facts), *_claim_warnings(recipe, facts)]
     if in_steps(recipe.optim.warmup, recipe.steps) == 0 and recipe.steps * recipe.global_batch >= facts.images:
         out.append(
             "optim.warmup = 0: vision transformers usually diverge without a warm-up; 0.1 is the published share."
@@ -265,6 +269,23 @@ def _size_warnings(recipe: Recipe, facts: Facts) -> list[str]:
             f"{recipe.steps:,}, so it stays near its random start; {fitting} suits this length."
         )
     return out
+
+
+def _claim_warnings(recipe: Recipe, facts: Facts) -> list[str]:
+    """What curation while training streams cannot promise."""
+    if not recipe.data.stream_dedup:
+        return []
+    if facts.curated and not recipe.data.stream_against:
+        return [
+            f"data.stream_dedup = true: data.path = {recipe.data.path} was written by curation, which left no byte-identical "
+            "copies; leave it out, and the run can be repeated bit for bit."
+        ]
+    return [
+        "data.stream_dedup = true refuses byte-identical copies only; resized, recompressed and cropped ones stay, of evaluation "
+        "images too. The copy that comes first is trained on: with several workers the images are not the same from run to "
+        "run, they differ with cluster.workers, and a resumed run does not repeat the interrupted one bit for bit. The exact "
+        "way: `python recipes/curate.py --source PATH --out NEW`."
+    ]
 
 
 def public_uri(uri: str) -> str:

@@ -27,6 +27,7 @@ from raydino.launch import failure
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.job import Job
+from raydino.launch.owners import Owners
 from raydino.launch.record import Judge, Record
 from raydino.recipe import Recipe
 from raydino.train import checkpoint as checkpoints
@@ -49,15 +50,15 @@ class _Progress:
     """Finished steps of the run."""
 
 
-def train_worker(job: Job) -> None:
-    """Train `job` on this worker, from the newest checkpoint on.
+def train_worker(job: Job, claim: Owners | None = None) -> None:
+    """Train `job` on this worker, from the newest checkpoint on; `claim` decides on copies where `data.stream_dedup` asks for it.
 
     Raises whatever goes wrong. What a restart would meet again is written to failure.json too, so that the driver stops at
     once: ConfigError, NonFiniteError, TooManyBadImages, CheckpointError, and any exception that came before at the same step.
     """
     progress, rank = _Progress(), collectives.rank()
     try:
-        _train(job, progress)
+        _train(job, progress, claim)
     except (ConfigError, NonFiniteError, TooManyBadImages, checkpoints.CheckpointError) as error:
         failure.give_up(job.run_dir, error, str(error))
         raise
@@ -67,7 +68,7 @@ def train_worker(job: Job) -> None:
         raise
 
 
-def _train(job: Job, progress: _Progress) -> None:
+def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     recipe, rank = job.recipe, collectives.rank()
     inputs = open_inputs(recipe, job.data_path)
     if (now := inputs.collection.manifest.digest) != job.data_digest:
@@ -93,6 +94,7 @@ def _train(job: Job, progress: _Progress) -> None:
         decode_in=_decode_in(job),
         threads=_decode_threads(job.cluster),
         prefetch=max(1, job.cluster.prefetch),
+        claim=claim,
     )
     with closing(stream):
         if start == 0:
@@ -106,7 +108,7 @@ def _train(job: Job, progress: _Progress) -> None:
                 if last or _due(done, recipe.cadence.evaluate, recipe.steps):
                     judge.evaluate(done)
                 if last or stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
-                    _save(job, loop, done)
+                    _save(job, loop, done, claim)
             if stop:
                 break
     record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
@@ -155,7 +157,7 @@ def _restore(job: Job, loop: Loop) -> int:
     return saved.step
 
 
-def _save(job: Job, loop: Loop, done: int) -> None:
+def _save(job: Job, loop: Loop, done: int, claim: Owners | None) -> None:
     if collectives.rank() != 0:
         return
     state = checkpoints.Checkpoint(
@@ -170,6 +172,8 @@ def _save(job: Job, loop: Loop, done: int) -> None:
         },
     )
     try:
+        if claim is not None:
+            claim.save()  # first: claims beyond a checkpoint are found again as they were, missing ones are not
         checkpoints.save(job.run_dir / "checkpoints", state, keep=job.recipe.cadence.keep)
     except OSError as error:  # a full disk is no reason to stop training; the older checkpoints are still there
         log.warning("step %d: no checkpoint was saved (%s); the one before it stays", done, error)

@@ -13,13 +13,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.data import create_transform, resolve_model_data_config
 from timm.layers import Mlp, SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from raydino.config import ConfigError
 from raydino.nn.config import BackboneConfig
-from raydino.nn.depth import residual
+from raydino.nn.depth import block_on_subsets
 from raydino.views import Size
 
 TRANSFORMERS, CONVNETS = ("vision_transformer", "deit"), ("resnet", "convnext")  # timm's files
@@ -98,6 +99,19 @@ def build_backbone(config: BackboneConfig, *, image_size: Size, drop_path: float
     return Transformer(config, image_size=image_size, drop_path=drop_path)
 
 
+def published(name: str, *, weights: bool) -> tuple[nn.Module, dict[str, Any], Any]:
+    """A timm model without its classifier, what timm says of its input, and its transform of a PIL image to uint8 [C, H, W].
+
+    With its published `weights`, from timm's cache or the network, or random ones. Raises ConfigError where timm has none.
+    """
+    try:
+        model = timm.create_model(name, pretrained=weights, num_classes=0).eval()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(f"timm:{name}: timm cannot give it ({error}); see timm.list_pretrained()") from error
+    settings = resolve_model_data_config(model)
+    return model, settings, create_transform(**settings, use_prefetcher=True)
+
+
 class Transformer(Backbone):
     """A plain timm ViT with mask and register tokens."""
 
@@ -118,7 +132,7 @@ class Transformer(Backbone):
         tokens = self._embed(images, masks)
         if self._subset_rate > 0 and self.training:
             for block in self.vit.blocks:
-                tokens = _block_on_subsets(block, tokens, rate=self._subset_rate)
+                tokens = block_on_subsets(block, tokens, rate=self._subset_rate)
         else:
             tokens = self.vit.blocks(tokens)
         tokens, first = self.vit.norm(tokens), 1 + self.registers.shape[1]
@@ -283,9 +297,3 @@ def _is_plain(vit: Any) -> TypeGuard[VisionTransformer]:
 def swiglu_hidden(width: int) -> int:
     """Hidden width of a SwiGLU layer: two thirds of 4 * width, rounded up to a multiple of 8 (2,736 for 1,024)."""
     return (int(4 * width * 2 / 3) + 7) // 8 * 8
-
-
-def _block_on_subsets(block: Any, tokens: Float[Tensor, "B T D"], *, rate: float) -> Float[Tensor, "B T D"]:
-    """A timm block with each of its two residual branches on a subset of its own."""
-    tokens = residual(tokens, lambda x: block.ls1(block.attn(block.norm1(x))), rate=rate)
-    return residual(tokens, lambda x: block.ls2(block.mlp(block.norm2(x))), rate=rate)

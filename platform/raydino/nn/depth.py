@@ -5,6 +5,7 @@ only the samples that keep it, so memory and time fall by about `rate`. One rate
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,3 +21,9 @@ def residual(x: Float[Tensor, "B T D"], branch: Callable[[Tensor], Tensor], *, r
     kept = max(int(batch * (1 - rate)), 1)
     rows = torch.randperm(batch, device=x.device)[:kept]
     return x.index_add(0, rows, branch(x.index_select(0, rows)).to(x.dtype), alpha=batch / kept)
+
+
+def block_on_subsets(block: Any, tokens: Float[Tensor, "B T D"], *, rate: float) -> Float[Tensor, "B T D"]:
+    """A timm block with each of its two residual branches on a subset of its own."""
+    tokens = residual(tokens, lambda x: block.ls1(block.attn(block.norm1(x))), rate=rate)
+    return residual(tokens, lambda x: block.ls2(block.mlp(block.norm2(x))), rate=rate)

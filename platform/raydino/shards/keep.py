@@ -1,23 +1,28 @@
-"""Keep-masks: which rows of a split training sees, and why not the others. They lie beside the shards, which never change for it.
+"""Keep-masks: which rows of a split training sees and how often, and why not the others.
 
-So one set of shards serves any number of decisions about it. A mask has the rows of its split in their order, and its digest
-stands in the manifest: a run can tell that it trains on what it began with.
+They lie beside the shards, which never change for them: one set of shards serves any number of decisions about it. A mask has
+the rows of its split in their order, and its digest stands in the manifest: a run can tell that it trains on what it began
+with.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raydino.shards.manifest import Manifest
 from raydino.shards.schema import ID, Folder, ShardError
 
+ALL = "all"  # in place of a mask's name: every image
 _SCHEMA = pa.schema(
-    [("id", ID), ("keep", pa.bool_()), ("reason", pa.string()), ("evidence_id", ID), ("distance", pa.int32())]
+    [("id", ID), ("keep", pa.bool_()), ("reason", pa.string()), ("evidence_id", ID), ("distance", pa.float32())]
 )
+_WEIGHTED = _SCHEMA.append(pa.field("weight", pa.float32()))
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,11 @@ class KeepMask:
     """Why a row is left out; None for rows that stay."""
     evidence: tuple[bytes | None, ...]
     """Id of the image that a row repeats."""
-    distance: NDArray[np.int64]
-    """[N] bits of 256 between the two, 0 for equal ones; of a row that leaked through a duplicate, those of the duplicate."""
+    distance: NDArray[np.float32]
+    """[N] bits of 256 between the two, 0 for equal ones, or 1 - cosine where descriptors met (the reason says so); of a row
+    that leaked through a duplicate, those of the duplicate."""
+    weight: NDArray[np.float32] | None = None
+    """[N], in (0, 1]: the share of epochs in which a row is seen; it means nothing for rows left out. None is 1 for all."""
 
     @property
     def keep(self) -> NDArray[np.bool_]:
@@ -38,46 +46,106 @@ class KeepMask:
 
     @property
     def digest(self) -> str:
-        """sha256 of the kept rows."""
-        return hashlib.sha256(np.packbits(self.keep).tobytes() + str(len(self.reason)).encode()).hexdigest()
+        """sha256 of the kept rows and, unless all are 1, their weights."""
+        data = np.packbits(self.keep).tobytes() + str(len(self.reason)).encode()
+        if self.weights is not None:
+            data += self.weights.astype("<f4").tobytes()
+        return hashlib.sha256(data).hexdigest()
+
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        """[N], `weight` with 1 for rows left out; None where that is 1 for all."""
+        if self.weight is None:
+            return None
+        weights = np.where(self.keep, self.weight, 1).astype(np.float32)
+        return None if (weights == 1).all() else weights
 
     def counts(self) -> dict[str, int]:
         """Rows left out, by reason."""
         return dict(sorted(Counter(reason for reason in self.reason if reason is not None).items()))
 
 
-def mask_path(split: str) -> str:
-    """Where the mask of a split lies in a curated folder."""
-    return f"keep/{split}.parquet"
+def mask_path(split: str, name: str = "") -> str:
+    """Where the mask of a split lies in a curated folder; of several, one by `name`."""
+    return f"keep/{name}/{split}.parquet" if name else f"keep/{split}.parquet"
 
 
-def write_mask(folder: Folder, split: str, mask: KeepMask, *, ids: Sequence[bytes]) -> None:
-    """Write the mask of a split whose rows have `ids`."""
+def write_mask(folder: Folder, split: str, mask: KeepMask, *, ids: Sequence[bytes], name: str = "") -> None:
+    """Write the mask of a split whose rows have `ids`. Raises ShardError if a weight is not in (0, 1]."""
+    weights = mask.weights
+    if weights is not None and not ((weights > 0) & (weights <= 1)).all():
+        row = int(np.argmin((weights > 0) & (weights <= 1)))
+        raise ShardError(
+            f"{folder}/{mask_path(split)}: row {row} has weight {weights[row]}; give more than 0 and at most 1, "
+            "and a reason to rows that are never to be seen."
+        )
     columns = [
         pa.array(ids, ID),
         pa.array(mask.keep),
         pa.array(mask.reason, pa.string()),
         pa.array(mask.evidence, ID),
-        pa.array(mask.distance, pa.int32()),
+        pa.array(mask.distance, pa.float32()),
     ]
-    folder.write_table(mask_path(split), pa.table(columns, schema=_SCHEMA))
+    if weights is None:  # no column, so files without weights are as they always were
+        folder.write_table(mask_path(split, name), pa.table(columns, schema=_SCHEMA))
+    else:
+        folder.write_table(mask_path(split, name), pa.table([*columns, pa.array(weights)], schema=_WEIGHTED))
 
 
-def read_mask(folder: Folder, split: str, *, rows: int, digest: str) -> KeepMask:
-    """Read the mask of a split. Raises ShardError if it is missing, of another number of rows or not the manifest's."""
-    place = f"{folder}/{mask_path(split)}"
+def read_mask(folder: Folder, split: str, *, rows: int, digest: str | None, name: str = "") -> KeepMask:
+    """Read the mask of a split. Raises ShardError if it is missing, of another number of rows or not of `digest`, the manifest's;
+    None asks for no digest.
+    """
+    place = f"{folder}/{mask_path(split, name)}"
     try:
-        table = folder.read_table(mask_path(split))
+        table = folder.read_table(mask_path(split, name))
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{place}: cannot be read ({error}); screen the folder again.") from None
     mask = KeepMask(
         tuple(table["reason"].to_pylist()),
         tuple(table["evidence_id"].to_pylist()),
-        table["distance"].to_numpy().astype(np.int64),
+        table["distance"].to_numpy().astype(np.float32),
+        table["weight"].to_numpy() if "weight" in table.column_names else None,
     )
-    if len(mask.reason) != rows or mask.digest != digest:
+    if len(mask.reason) != rows or (digest is not None and mask.digest != digest):
+        said = f"{rows:,}" + (f" and {digest[:16]}…" if digest is not None else "")
         raise ShardError(
-            f"{place}: {len(mask.reason):,} rows, digest {mask.digest[:16]}…; the manifest says {rows:,} and {digest[:16]}…. "
+            f"{place}: {len(mask.reason):,} rows, digest {mask.digest[:16]}…; the manifest says {said}. "
             "Screen the folder again."
         )
     return mask
+
+
+def read_masks(folder: Folder, manifest: Manifest) -> dict[str, KeepMask]:
+    """The masks of the splits of `manifest` that have one. Raises ShardError like `read_mask`."""
+    return {
+        split: read_mask(folder, split, rows=manifest.of_split(split).rows, digest=digest, name=manifest.mask)
+        for split, digest in manifest.keep.items()
+    }
+
+
+def over_files(manifest: Manifest, parts: Mapping[str, NDArray[Any]], *, fill: Any) -> NDArray[Any]:
+    """[rows], values of the rows of all files, from those of each split's rows in `parts`; `fill` for other splits."""
+    taken, values = dict.fromkeys(parts, 0), []
+    for file in manifest.files:
+        if file.split in parts:
+            start = taken[file.split]
+            values.append(parts[file.split][start : start + file.rows])
+            taken[file.split] = start + file.rows
+        else:
+            values.append(np.full(file.rows, fill))
+    return np.concatenate(values)
+
+
+def masked(folder: Folder, manifest: Manifest, name: str) -> Manifest:
+    """The manifest with the keep-masks of the screening `name`, or with none for ALL. Raises ShardError if there are none."""
+    found = {}
+    for split in manifest.splits if name != ALL else ():
+        if any(entry.path == mask_path(split, name) for entry in folder.files()):
+            rows = manifest.of_split(split).rows
+            found[split] = read_mask(folder, split, rows=rows, digest=None, name=name).digest
+    if name != ALL and not found:
+        raise ShardError(
+            f"{folder}: there is no keep/{name}/; screen it with --name {name}, or name another screening."
+        )
+    return manifest.model_copy(update={"keep": found, "mask": name if found else ""})

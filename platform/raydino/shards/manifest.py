@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -75,6 +76,8 @@ class Manifest(Config):
     """How the collection was made."""
     keep: dict[str, str] = {}
     """Digest of the keep-mask of each split that has one (see `shards.keep`)."""
+    mask: str = ""
+    """Name of these masks; empty for those of the folder's own screening."""
 
     @property
     def rows(self) -> int:
@@ -114,7 +117,8 @@ class Manifest(Config):
             raise ShardError(
                 f"split = {name!r}: there is no such split; there are: {', '.join(self.splits) or 'none'}."
             )
-        return self.override({"files": files, "keep": {k: v for k, v in self.keep.items() if k == name}})
+        keep = {split: digest for split, digest in self.keep.items() if split == name}
+        return self.model_copy(update={"files": files, "keep": keep})  # `override` would add to the masks there are
 
     def save(self, folder: Folder) -> None:
         """Write manifest.json into `folder`: beside and renamed, for it may replace one."""
@@ -150,16 +154,7 @@ def build(
     """The manifest of freshly written shards. Reads the id columns (16 bytes per image) and raises ShardError, with
     counts, if an id stands twice: the order of a run and its random crops are keyed by id.
     """
-    columns = []
-    for file in files:
-
-        def ids(path: str = file.path) -> np.ndarray:
-            with folder.fs.open_input_file(folder.where(path)) as stream:
-                table = pq.ParquetFile(stream).read(columns=["id"])
-            return np.frombuffer(b"".join(table.column("id").to_pylist()), dtype=f"V{ID_BYTES}")
-
-        columns.append(with_retries(ids))
-    every = np.concatenate(columns) if columns else np.empty(0, dtype=f"V{ID_BYTES}")
+    every = np.frombuffer(b"".join(one for file in files for one in stored_ids(folder, file)), dtype=f"V{ID_BYTES}")
     distinct = len(np.unique(every))
     if distinct < len(every):
         raise ShardError(
@@ -167,6 +162,20 @@ def build(
             "remove exact duplicates before writing."
         )
     return Manifest(files=tuple(files), classes=tuple(classes), labelled=labelled, stages=tuple(stages))
+
+
+def stored_ids(folder: Folder, file: ShardFile) -> list[bytes]:
+    """The ids in a shard written here, in row order; only that column is read. Raises ShardError if it cannot be."""
+
+    def read() -> list[bytes]:
+        with folder.fs.open_input_file(folder.where(file.path)) as stream:
+            parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+            return parquet.read(columns=["id"]).column("id").to_pylist()
+
+    try:
+        return with_retries(read)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{folder}/{file.path}: cannot be read ({error}); restore the file.") from None
 
 
 def _readable(data: Mapping[str, Any]) -> str:

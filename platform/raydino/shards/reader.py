@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydino.shards.keep import read_mask
+from raydino.shards.keep import masked, over_files, read_masks
 from raydino.shards.manifest import FILE_NAME, Manifest, ShardFile, load
 from raydino.shards.schema import (
     ID,
@@ -105,18 +105,14 @@ class Collection:
         """
         if not self.manifest.keep:
             return None
-        parts = {
-            split: read_mask(self.folder, split, rows=self.manifest.of_split(split).rows, digest=digest).keep
-            for split, digest in self.manifest.keep.items()
-        }
-        taken = dict.fromkeys(parts, 0)
-        keep = []
-        for file in self.manifest.files:
-            start = taken.get(file.split, 0)
-            whole = parts.get(file.split)
-            keep.append(np.ones(file.rows, dtype=bool) if whole is None else whole[start : start + file.rows])
-            taken[file.split] = start + file.rows
-        return np.concatenate(keep)
+        masks = read_masks(self.folder, self.manifest)
+        return over_files(self.manifest, {split: mask.keep for split, mask in masks.items()}, fill=True)
+
+    def weights(self) -> np.ndarray | None:
+        """float32 [rows], the share of epochs in which a row is seen; None where it is 1 for all. Raises as `keep` does."""
+        masks = read_masks(self.folder, self.manifest)
+        parts = {split: mask.weights for split, mask in masks.items() if mask.weights is not None}
+        return over_files(self.manifest, parts, fill=np.float32(1)) if parts else None
 
     def rows(self, indices: np.ndarray) -> pa.Table:
         """The rows with these numbers, in the order asked (repeats allowed), as `read` gives them; each row group read
@@ -236,9 +232,9 @@ def _clean_labels(column: pa.ChunkedArray) -> pa.Array:
     return pa.array(labels, mask=labels < 0)
 
 
-def open_collection(path: str, *, split: str | None = None) -> Collection:
+def open_collection(path: str, *, split: str | None = None, mask: str = "") -> Collection:
     """Open a curated folder (by its manifest.json) or any Hugging Face style Parquet folder, local or by URI; `split`
-    None keeps all splits.
+    None keeps all splits. `mask` names a screening of it (see `masked`).
 
     Without a manifest, splits come from file names (`train-00000-of-00004.parquet`) or sub-folders, else all is
     `train`; only footers are read, so the digests stand for path, size and footer of each file and repeated images go
@@ -255,6 +251,8 @@ def open_collection(path: str, *, split: str | None = None) -> Collection:
                 f"{folder}: no manifest.json and no Parquet file; give a curated folder or curate the images first."
             )
         manifest = _describe(folder, shards)
+    if mask:
+        manifest = masked(folder, manifest, mask)
     if split is not None:
         manifest = manifest.of_split(split)
     if not manifest.rows:

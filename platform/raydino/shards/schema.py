@@ -33,7 +33,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ATTEMPTS = 4  # one try and three retries
 TAIL = 1 << 16  # read at the end of a file in one request; holds most footers
 SPLITS = ("train", "test", "validation", "val", "valid", "dev", "eval")
-_NUMBERED = re.compile(r"^(?P<split>\w[\w.-]*?)-\d{5,}-of-\d{5,}\b")
+_NUMBERED = re.compile(r"^(?P<split>\w[\w.-]*?)(-b\d{3,})?-\d{5,}-of-\d{5,}\b")  # -b001: a batch added later
 _HOPELESS = (
     "ACCESS_DENIED",
     "NO_SUCH_BUCKET",
@@ -104,12 +104,12 @@ class Folder:
         with self.create(path) as stream:
             stream.write(data)
 
-    def read_table(self, path: str) -> pa.Table:
-        """A whole Parquet file, page checksums verified."""
+    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A whole Parquet file, or some columns of it, page checksums verified."""
 
         def read() -> pa.Table:
             with self.fs.open_input_file(self.where(path)) as stream:
-                return pq.ParquetFile(stream, page_checksum_verification=True).read()
+                return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
 
         return with_retries(read)
 
@@ -132,6 +132,11 @@ class Folder:
     def delete(self, path: str) -> None:
         """Remove one file."""
         self.fs.delete_file(self.where(path))
+
+    def delete_folder(self, path: str) -> None:
+        """Remove a folder inside the folder and all below it, if it is there."""
+        if self.fs.get_file_info(self.where(path)).type == fs.FileType.Directory:
+            self.fs.delete_dir(self.where(path))
 
 
 def _walk(root: Path) -> Iterator[FileEntry]:
@@ -204,8 +209,8 @@ def is_hidden(path: str) -> bool:
 
 
 def split_of(path: str) -> str:
-    """The split that a file belongs to: from `train-00000-of-00004.parquet`, `train.parquet`, or a folder `train/`;
-    else `train`.
+    """The split that a file belongs to: from `train-00000-of-00004.parquet` or `train-b001-00000-of-00004.parquet`,
+    `train.parquet`, or a folder `train/`; else `train`.
     """
     *folders, name = path.split("/")
     if match := _NUMBERED.match(name):

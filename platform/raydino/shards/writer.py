@@ -32,7 +32,8 @@ def rows_per_group(images: int) -> int:
 
 
 class ShardWriter:
-    """Writes the images of one split as `data/SPLIT-00000-of-0000N.parquet` below `folder`.
+    """Writes the images of one split as `data/SPLIT-00000-of-0000N.parquet` below `folder`, those of a batch added later as
+    `data/SPLIT-b001-00000-of-0000N.parquet`, which sorts behind.
 
     A context manager: leaving it normally finishes the files (see `files`), leaving it by an exception removes them.
     """
@@ -45,12 +46,14 @@ class ShardWriter:
         classes: tuple[str, ...] = (),
         rows_per_group: int = ROWS_PER_GROUP,
         target_bytes: int = TARGET_BYTES,
+        batch: int = 0,
     ) -> None:
         if rows_per_group <= 0 or target_bytes <= 0:
             raise ShardError(
                 f"rows_per_group = {rows_per_group}, target_bytes = {target_bytes}: both must be positive."
             )
         self.folder, self.split, self.classes = folder, split, classes
+        self._name = f"{split}-b{batch:03d}" if batch else split
         self.rows_per_group, self.target_bytes = rows_per_group, target_bytes
         self.files: tuple[ShardFile, ...] = ()
         """The written files; filled by `close`."""
@@ -110,7 +113,7 @@ class ShardWriter:
         total = len(self._parts)
         described = []
         for index, (part, row_groups) in enumerate(zip(self._parts, self._row_groups, strict=True)):
-            path = f"data/{self.split}-{index:05d}-of-{total:05d}.parquet"
+            path = f"data/{self._name}-{index:05d}-of-{total:05d}.parquet"
             self.folder.move(part, path)
             footer = read_footer(self.folder, path)
             described.append(
@@ -148,7 +151,7 @@ class ShardWriter:
 
     def _begin(self) -> pq.ParquetWriter:
         part = (
-            f"data/.{self.split}-{len(self._parts):05d}.part"  # hidden: no reader takes an unfinished file for a shard
+            f"data/.{self._name}-{len(self._parts):05d}.part"  # hidden: no reader takes an unfinished file for a shard
         )
         self._stream = self.folder.create(part)
         self._parts.append(part)

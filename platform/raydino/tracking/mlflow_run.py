@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,36 @@ def create_run(
             "give another address, or train with the spool alone"
         ) from None  # the cause holds the address with its password
     return run.info.run_id
+
+
+def record_files(
+    *,
+    tracking_uri: str,
+    experiment: str,
+    run_name: str,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+) -> str:
+    """Record work that is done already, such as a curation, as a finished run with its files; returns the run's id.
+
+    Raises:
+        TrackerUnavailable: If the server does not answer or refuses.
+    """
+    uri = absolute_uri(tracking_uri)
+    try:
+        client = _client(uri)
+        run = client.create_run(_experiment_id(client, uri, experiment), run_name=redact_text(run_name)).info.run_id
+        _log_params(client, run, params, known=set())
+        for name, value in metrics.items():
+            client.log_metric(run, name, value)
+        for path in files:
+            client.log_artifact(run, str(path))
+        client.set_terminated(run, status="FINISHED")
+    except Exception as error:
+        text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
+        raise TrackerUnavailable(f"tracking_uri = {redact_text(uri)}: nothing was recorded ({text})") from None
+    return run
 
 
 def run_page(tracking_uri: str, run_id: str) -> str | None:
