@@ -34,8 +34,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## train DINOv2 on built-in images, from curation to k-NN, under 5 minutes on 2 cores
 	@$(BIN)/python recipes/dinov2.py --name demo
 
+# Side by side, because neither half fills two cores: whole runs wait for their processes to start, all else has one thread.
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -q
+	@log=$$(mktemp); $(BIN)/python -m pytest -q tests/launch > $$log 2>&1 & launch=$$!; trap "kill $$launch 2> /dev/null" INT TERM; \
+	$(BIN)/python -m pytest -q --ignore tests/launch; rest=$$?; \
+	wait $$launch; launched=$$?; cat $$log; rm $$log; [ $$rest -eq 0 ] && [ $$launched -eq 0 ]
 
 faults: $(READY) ## run the fault suite alone
 	@$(BIN)/python -m pytest -q tests/faults

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,38 +97,81 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def gloo(tmp_path: Path) -> Callable[[Callable[[int], Any], int], list[Any]]:
+RANK = """
+import sys
+import cloudpickle, torch
+import torch.distributed as dist
+rank = int(sys.argv[1])
+torch.set_num_threads(1)
+for line in sys.stdin:
+    world, folder = line.rstrip().split(" ", 1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=int(world))
+    with open(f"{folder}/function", "rb") as function:
+        result = cloudpickle.load(function)(rank)
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    open(f"{folder}/{rank}.done", "w").close()
+"""
+
+
+class _Ranks:
+    """Processes that stay between calls, since importing torch takes each of them longer than most of what they are asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._calls = folder, 0
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __call__(self, function: Callable[[int], Any], world: int) -> list[Any]:
+        import cloudpickle
+        import torch
+
+        cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
+        self._calls += 1
+        call = self._folder / f"{self._calls}"
+        call.mkdir()
+        (call / "function").write_bytes(cloudpickle.dumps(function))
+        while len(self._processes) < world:
+            self._start(len(self._processes))
+        ranks = self._processes[:world]
+        for process in ranks:
+            assert process.stdin is not None
+            process.stdin.write(f"{world} {call}\n")
+            process.stdin.flush()
+        deadline = time.monotonic() + 120
+        while not all((call / f"{rank}.done").exists() for rank in range(world)):
+            if any(process.poll() is not None for process in ranks) or time.monotonic() > deadline:
+                self.end()
+                raise AssertionError("\n".join(self._log(rank).read_text() for rank in range(world)))
+            time.sleep(0.01)
+        return [torch.load(call / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+    def _log(self, rank: int) -> Path:
+        return self._folder / f"{rank}.log"
+
+    def _start(self, rank: int) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+        command = [sys.executable, "-W", "ignore", "-c", RANK, str(rank)]
+        with self._log(rank).open("w") as log:
+            self._processes.append(
+                subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stderr=log)
+            )
+
+    def end(self) -> None:
+        """Kill them; the next call starts others."""
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        self._processes.clear()
+
+
+@pytest.fixture(scope="session")
+def gloo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Callable[[int], Any], int], list[Any]]]:
     """Call a function of the rank in `world` real processes joined by gloo; returns what each returned, in rank order.
 
-    Fresh interpreters rather than forks, because this process may hold Ray's threads.
+    Fresh interpreters rather than forks, because this process may hold Ray's threads. They join anew for every call; where one
+    fails, all are ended, so that nothing of it reaches the next call.
     """
-    import cloudpickle
-    import torch
-
-    code = (
-        "import sys, cloudpickle, torch, torch.distributed as dist\n"
-        "rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]\n"
-        "torch.set_num_threads(1)\n"
-        "dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world)\n"
-        "result = cloudpickle.load(open(f'{folder}/function', 'rb'))(rank)\n"
-        "torch.save(result, f'{folder}/{rank}.pt')\n"
-        "dist.barrier(); dist.destroy_process_group()\n"
-    )
-
-    def run(function: Callable[[int], Any], world: int) -> list[Any]:
-        folder = tmp_path / f"gloo-{world}-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
-        (folder / "function").write_bytes(cloudpickle.dumps(function))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
-        command = [sys.executable, "-c", code]
-        processes = [
-            subprocess.Popen([*command, str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE)
-            for rank in range(world)
-        ]
-        errors = [process.communicate(timeout=120)[1].decode() for process in processes]
-        assert all(process.returncode == 0 for process in processes), "\n".join(errors)
-        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
-
-    return run
+    ranks = _Ranks(tmp_path_factory.mktemp("gloo"))
+    yield ranks
+    ranks.end()

@@ -1,8 +1,6 @@
 """Screening of curated folders: planted copies and leaks, nothing else, whatever the order; and training follows the mask."""
 
 import io
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,8 @@ from PIL import Image
 
 from raydino.config import ConfigError
 from raydino.curation.ingest import ingest
-from raydino.curation.screen import LEAKED, SAME_PICTURE, SAME_PIXELS, screen
+from raydino.curation.judge import LEAKED, SAME_PICTURE, SAME_PIXELS, Limits
+from raydino.curation.screen import screen
 from raydino.curation.synthetic import scene
 from raydino.launch.inputs import open_inputs
 from raydino.recipe import Recipe
@@ -28,19 +27,19 @@ def encoded(image: np.ndarray, kind: str = "PNG", **options: int) -> bytes:
     return buffer.getvalue()
 
 
-def half(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((50, 40), Image.Resampling.LANCZOS))
+def smaller(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((35, 28), Image.Resampling.LANCZOS))
 
 
 PLANTED: dict[str, bytes] = {
     **{f"train/a/{seed:02d}.png": encoded(scene(seed)) for seed in range(20)},
     **{f"test/a/{seed:02d}.png": encoded(scene(seed)) for seed in range(100, 106)},
     "train/b/recompressed.jpg": encoded(scene(0), "JPEG", quality=50),
-    "train/b/small.png": encoded(half(scene(1))),
+    "train/b/small.png": encoded(smaller(scene(1))),
     "train/b/mirrored.png": encoded(scene(2)[:, ::-1]),
     "train/b/same_pixels.bmp": encoded(scene(3), "BMP"),
     "train/b/leak.jpg": encoded(scene(100), "JPEG", quality=60),
-    "train/b/leak_small.png": encoded(half(scene(100))),
+    "train/b/leak_small.png": encoded(smaller(scene(100))),
 }
 REASONS = {
     "recompressed.jpg": SAME_PICTURE,
@@ -75,7 +74,7 @@ def test_screen__finds_each_planted_copy_and_leak_and_nothing_else(tmp_path: Pat
     assert sorted(dropped.values()) == [SAME_PICTURE, SAME_PIXELS]
     assert len(set(dropped) & {"mirrored.png", "02.png"}) == len(set(dropped) & {"same_pixels.bmp", "03.png"}) == 1
     assert found.mask.counts() == {LEAKED: 2, SAME_PICTURE: 3, SAME_PIXELS: 1}
-    assert found.inside == {"test": 0} and len(found.leaks["test"]) == 2
+    assert found.verdict.inside == {"test": 0} and found.verdict.leaks["test"] == 2
 
 
 def test_screen__larger_copy_stays_and_evidence_names_it(tmp_path: Path):
@@ -83,7 +82,7 @@ def test_screen__larger_copy_stays_and_evidence_names_it(tmp_path: Path):
     found = screen(out)
     ids = _ids(out)
     row = list(ids).index("small.png")
-    assert found.mask.evidence[row] == ids["01.png"] and 0 < found.mask.distance[row] <= 48
+    assert found.mask.evidence[row] == ids["01.png"] and 0 <= found.mask.distance[row] <= 48
 
 
 def _ids(out: str) -> dict[str, bytes]:
@@ -109,7 +108,7 @@ def test_screen__against_another_collection(tmp_path: Path):
     found = screen(out, against=[bench])
     dropped = left_out(out)
     assert dropped["05.png"] == dropped["06.png"] == LEAKED
-    assert len(found.leaks[f"against {bench}"]) == 2
+    assert found.verdict.leaks[f"against {bench}"] == 2
 
 
 def test_screen__a_collection_named_like_a_split_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -126,9 +125,9 @@ def test_screen__leaks_do_not_come_back_when_an_evaluation_set_is_forgotten(tmp_
     screen(out, against=[bench])
     before = open_collection(out).manifest.digest
     with pytest.raises(ConfigError, match="name it again with --against"):
-        screen(out, radius=32)
+        screen(out, limits=Limits(radius=32))
     assert open_collection(out).manifest.digest == before
-    screen(out, radius=32, against=[bench])
+    screen(out, limits=Limits(radius=32), against=[bench])
 
 
 def test_screen__leaving_nothing_is_refused_and_changes_nothing(tmp_path: Path):
@@ -139,7 +138,7 @@ def test_screen__leaving_nothing_is_refused_and_changes_nothing(tmp_path: Path):
 
 
 def test_screen__evidence_of_a_leak_is_the_nearest_evaluation_image_whatever_its_name(tmp_path: Path):
-    test = {"near": encoded(scene(7), "JPEG", quality=90), "far": encoded(half(scene(7)), "JPEG", quality=10)}
+    test = {"near": encoded(scene(7), "JPEG", quality=90), "far": encoded(smaller(scene(7)), "JPEG", quality=10)}
     found = []
     for order in (("a", "b"), ("b", "a")):
         files = {f"test/x/{name}.jpg": data for name, data in zip(order, test.values(), strict=True)}
@@ -166,7 +165,7 @@ def test_screen__another_radius_needs_no_decoding_and_is_another_collection(
     screen(out)
     wide = open_collection(out).manifest.digest
     monkeypatch.setattr("raydino.curation.features.decode", lambda data: pytest.fail("decoded again"))
-    strict = screen(out, radius=0, leak_radius=0)
+    strict = screen(out, limits=Limits(radius=0, leak_radius=0))
     narrow = open_collection(out).manifest
     assert len({before, wide, narrow.digest}) == 3
     assert strict.mask.keep.sum() > 20 and [stage.name for stage in narrow.stages].count("screen") == 1
@@ -201,7 +200,10 @@ def test_keep__a_mask_that_is_not_the_manifests_is_refused(tmp_path: Path):
 
 
 def test_keep__a_folder_without_a_mask_keeps_all(tmp_path: Path):
-    assert open_collection(folder(tmp_path, PLANTED)).keep() is None
+    out = folder(tmp_path, PLANTED)
+    assert open_collection(out).keep() is None
+    screen(out)
+    assert open_collection(out, split="test").keep() is None
 
 
 def test_keep__of_a_whole_folder_covers_all_splits(tmp_path: Path):
@@ -217,27 +219,12 @@ def test_keep__of_a_whole_folder_covers_all_splits(tmp_path: Path):
 )
 def test_screen__refuses_radii_out_of_range(tmp_path: Path, options: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        screen(folder(tmp_path, PLANTED), **options)
+        screen(folder(tmp_path, PLANTED), limits=Limits(**options))
 
 
 def test_screen__refuses_a_folder_that_is_not_curated(tmp_path: Path):
     with pytest.raises(ConfigError, match="curate the images first"):
         screen(str(tmp_path))
-
-
-def test_curate__command_line_ingests_and_screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    folder(tmp_path, PLANTED)
-    out = str(tmp_path / "again")
-    monkeypatch.setattr(sys, "argv", ["curate.py", "--source", str(tmp_path / "in"), "--out", out, "--screen"])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "recipes" / "curate.py"), run_name="__main__")
-    assert exit_.value.code == 0
-    printed = capsys.readouterr().out
-    assert "screen: leaked" in printed and "images trained on" in printed
-    monkeypatch.setattr(sys, "argv", ["curate.py", "--out", out])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "recipes" / "curate.py"), run_name="__main__")
-    assert exit_.value.code == 2
 
 
 @pytest.mark.data
@@ -258,3 +245,30 @@ def test_screen__groups_of_real_near_duplicates(data_folder: Path):
     met[pairs.first] = met[pairs.second] = True
     assert met[bridge].sum() >= 12
     assert not met[(group > 0) & (group < 100)].any()
+
+
+def test_screen__named_masks_lie_side_by_side_and_training_chooses(tmp_path: Path):
+    """One set of shards under three decisions: the folder's own, a stricter one by name, and none."""
+    out = folder(tmp_path, PLANTED)
+    own = screen(out).mask
+    strict = screen(out, limits=Limits(radius=0, leak_radius=0), name="strict").mask
+    assert own.keep.sum() < strict.keep.sum() < len(strict.keep)
+    kept, digests = [], set()
+    for name in ("", "strict", "all"):
+        recipe = Recipe().override(
+            {
+                "global_batch": 8,
+                "data.path": out,
+                "data.keep": name,
+                "method.global_crops.size": 32,
+                "method.local_crops.size": 16,
+            }
+        )
+        inputs = open_inputs(recipe, out)
+        kept.append(inputs.plan.kept)
+        digests.add(inputs.collection.manifest.digest)
+    assert kept == [own.keep.sum(), strict.keep.sum(), len(own.keep)] and len(digests) == 3
+    with pytest.raises(ShardError, match="screen it with --name loose"):
+        open_collection(out, mask="loose")
+    with pytest.raises(ConfigError, match="name = 'all'"):
+        screen(out, name="all")

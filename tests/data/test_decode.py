@@ -175,6 +175,7 @@ def png_of_size(width: int, height: int) -> bytes:
         (png_of_size(7, 100), "too small"),
         (png_of_size(10, 201), "extreme aspect"),
     ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else value,
 )
 def test_decode__refused_by_the_header(data: bytes, expected: str) -> None:
     assert reason(data) == expected

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydino.data.plan import Plan, PlanError
+from raydino.data.turns import Turns
 from raydino.keyed import generator
 
 
@@ -192,3 +193,77 @@ def test_rank_slots__bad_world_lists_the_allowed_ones():
         plan.rank_slots(0, rank=2, world=2)
     with pytest.raises(PlanError, match="step = -1"):
         plan.slots(-1)
+
+
+def weights_of(case):
+    return 1 - np.random.default_rng(case[2]).random(sum(case[0]), dtype=np.float32) ** 3
+
+
+def weighed(case):
+    """The plan with weights, or None where that is refused, and for an epoch the rows whose turn it is."""
+    row_groups, keep, seed, global_batch, lanes, window = case
+    turns = Turns(np.asarray(row_groups), seed=seed, keep=keep, weights=weights_of(case))
+    settings = {"seed": seed, "global_batch": global_batch, "lanes": lanes, "window": window}
+    if turns.per_epoch < global_batch:
+        with pytest.raises(PlanError, match=f"with {turns.per_epoch} in an epoch, fewer than global_batch"):
+            Plan(row_groups, **settings, keep=keep, weights=weights_of(case))
+        return None, turns
+    return Plan(row_groups, **settings, keep=keep, weights=weights_of(case)), turns
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases())
+def test_slots__with_weights_equal_slow_version_over_the_rows_whose_turn_it_is(case):
+    row_groups, _, seed, global_batch, lanes, window = case
+    plan, turns = weighed(case)
+    for epoch in range(3 if plan else 0):
+        mask = np.zeros(plan.rows, dtype=bool)
+        for group in range(len(row_groups)):
+            mask[turns.starts[group] + turns.inside(epoch, group)] = True
+        expected = reference_order(
+            row_groups, mask, seed=seed, global_batch=global_batch, lanes=lanes, window=window, epoch=epoch
+        )
+        assert len(expected) == plan.steps_per_epoch
+        assert plan.dropped_per_epoch == mask.sum() - len(expected) * global_batch
+        for step, rows in enumerate(expected):
+            assert plan.slots(epoch * plan.steps_per_epoch + step).tolist() == rows
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.integers(0, 12), st.integers(1, 12))
+def test_windows__with_weights_give_the_slots_from_any_step_for_any_world(case, start, steps):
+    plan, _ = weighed(case)
+    if plan is None:
+        return
+    for world in [n for n in (1, 2, 4, 8) if case[4] % n == 0]:
+        for rank in range(world):
+            lines: dict[int, list[int]] = {}
+            for window in plan.windows(rank=rank, world=world, start_step=start, steps=steps):
+                read = [np.arange(*plan._turns.starts[[group, group + 1]]) for group in plan.window_groups(window)]
+                assert np.concatenate(read)[plan.window_order(window)].tolist() == plan.window_rows(window).tolist()
+                skipped = max(0, start * plan.per_lane - window.begin)
+                lines.setdefault(window.lane, []).extend(plan.window_rows(window).tolist()[skipped:])
+            for number in range(steps):
+                share = slice(number * plan.per_lane, (number + 1) * plan.per_lane)
+                turns = zip(*[lines[lane][share] for lane in sorted(lines)], strict=True)
+                assert [row for turn in turns for row in turn] == plan.slots(start + number)[rank::world].tolist()
+
+
+def test_slots__with_weights_each_row_is_seen_as_often_as_its_weight_says():
+    weights = np.repeat([1.0, 0.5, 0.125], [40, 80, 160])  # 100 rows an epoch: five steps, nothing left over
+    plan = Plan([14] * 20, seed=0, global_batch=20, lanes=4, window=30, weights=weights)
+    epochs = 144
+    seen = np.zeros(280)
+    for epoch in range(epochs):
+        rows = np.concatenate([plan.slots(epoch * 5 + step) for step in range(5)])
+        assert len(np.unique(rows)) == 100
+        seen[rows] += 1
+    assert np.abs(seen - epochs * weights).max() < 3
+
+
+def test_plan__weights_of_one_leave_the_order_as_it_is():
+    settings = {"seed": 4, "global_batch": 8, "lanes": 2, "window": 20, "keep": np.arange(100) % 3 > 0}
+    plain, ones = Plan([10] * 10, **settings), Plan([10] * 10, **settings, weights=np.ones(100))
+    assert all((plain.slots(step) == ones.slots(step)).all() for step in range(20))
+    again = pickle.loads(pickle.dumps(Plan([10] * 10, **settings, weights=np.full(100, 0.5))))
+    assert again.rows_per_epoch == 33 and len(again.slots(7)) == 8

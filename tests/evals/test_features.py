@@ -1,16 +1,13 @@
 """Features against one image at a time, and two real processes against one."""
 
 import io
-import os
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
@@ -105,20 +102,18 @@ def test_extract__nothing_decodable_is_an_error() -> None:
         extract(encoder(), image_set(broken=tuple(range(13))), NORMALISE, device="cpu")
 
 
-def _rank(rank: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def _rank(rank: int) -> dict[str, Any]:
     network = encoder()
     features, labels = extract(network, image_set(broken=(1, 3, 5, 7)), NORMALISE, device="cpu", batch=2)
-    torch.save({"features": features, "labels": labels, "calls": len(network.modes)}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"features": features, "labels": labels, "calls": len(network.modes)}
 
 
 @pytest.mark.slow
-def test_extract__two_ranks_get_all_in_order_with_equal_numbers_of_passes(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+def test_extract__two_ranks_get_all_in_order_with_equal_numbers_of_passes(
+    gloo: Callable[[Callable[[int], Any], int], list[dict[str, Any]]],
+) -> None:
+    results = gloo(_rank, 2)
     expected, expected_labels = one_by_one(broken=(1, 3, 5, 7))  # all of them images of rank 1
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for result in results:
         torch.testing.assert_close(result["features"], expected)
         assert result["labels"].tolist() == expected_labels

@@ -1,6 +1,7 @@
 """A run small enough for tests: 240 images of 48 pixels, a ViT of 30 thousand weights, 12 steps."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from raydino.curation.synthetic import write_builtin
 
 ROOT = Path(__file__).resolve().parents[2]
+DINOV2 = ROOT / "recipes" / "dinov2.py"
 
 TINY = """
 steps: 12
@@ -50,23 +52,22 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(tiny: Path, small_images: Path, storage: Path) -> Callable[..., subprocess.Popen[str]]:
+def words(tiny: Path, small_images: Path, storage: Path) -> tuple[str, ...]:
+    """The command line of the tiny run. Fixed threads, because sums in another order differ in their last bits."""
+    return (
+        *("--config", str(tiny), "--data", str(small_images)),
+        *("--cluster.storage", str(storage), "--cluster.threads", "1"),
+    )
+
+
+@pytest.fixture(scope="session")
+def recipe(words: tuple[str, ...], storage: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start recipes/dinov2.py, or another script, on the tiny run as a user would; further flags are the arguments."""
 
-    def start(*flags: str, script: Path = ROOT / "recipes" / "dinov2.py") -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            str(script),
-            "--config",
-            str(tiny),
-            "--data",
-            str(small_images),
-        ]
-        # fixed threads, because sums in another order differ in their last bits
-        command += ["--cluster.storage", str(storage), "--cluster.threads", "1", *flags]
+    def start(*flags: str, script: Path = DINOV2) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
         return subprocess.Popen(
-            command,
+            [sys.executable, str(script), *words, *flags],
             cwd=storage,
             env=environment,
             text=True,
@@ -74,5 +75,26 @@ def recipe(tiny: Path, small_images: Path, storage: Path) -> Callable[..., subpr
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that a test can kill the run with everything it started
         )
+
+    return start
+
+
+@pytest.fixture
+def recipe_here(
+    words: tuple[str, ...], storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """The same script in this process, which has its imports behind it and perhaps a Ray; returns exit status and what was said.
+
+    For what needs no process of its own: commands that end before Ray starts, and runs on `ray_cluster`.
+    """
+
+    def start(*flags: str) -> tuple[int, str]:
+        monkeypatch.chdir(storage)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "argv", [str(DINOV2), *words, *flags])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(DINOV2), run_name="__main__")
+        assert isinstance(left.value.code, int)
+        return left.value.code, "".join(capfd.readouterr())
 
     return start

@@ -41,3 +41,9 @@ def test_tokens_per_image__counted_patch_by_patch():
         return len([(y, x) for y in range(0, size, 8) for x in range(0, size, 8)]) + 1 + 4
 
     assert tokens_per_image(recipe) == (2 * count(224) + 3 * count(96), 2 * count(224))
+
+
+def test_plan_text__says_that_weights_shorten_the_epoch():
+    text = plan_text(Recipe(), ClusterConfig(), replace(FACTS, share=0.25), warnings=[])
+    assert "25.0% of those kept, by their weights" in text
+    assert "weights" not in plan_text(Recipe(), ClusterConfig(), FACTS, warnings=[])

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raydino.config import ConfigError
@@ -10,6 +11,9 @@ from raydino.curation.synthetic import write_builtin
 from raydino.launch import inputs
 from raydino.launch.inputs import open_inputs
 from raydino.recipe import Recipe
+from raydino.shards.keep import KeepMask, write_mask
+from raydino.shards.manifest import load
+from raydino.shards.schema import Folder
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 break
         (Path(folder) / "manifest.json").write_text("{}")
 
-    monkeypatch.setattr(inputs, "write_builtin", write)
+    monkeypatch.setattr(inputs, "write_curated_builtin", write)
     return folders
 
 
@@ -45,7 +49,7 @@ def test_resolve__a_run_killed_while_writing_leaves_no_half_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str]
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "write_builtin", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(inputs, "write_curated_builtin", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             inputs.resolve(Recipe(), tmp_path)
     assert Path(inputs.resolve(Recipe(), tmp_path), "manifest.json").exists()
@@ -67,3 +71,20 @@ def test_open_inputs__channels_that_no_image_has_are_refused_at_once(tmp_path: P
         open_inputs(recipe, str(tmp_path / "images"))
     grey = open_inputs(Recipe().override({**changes, "backbone.channels": 1}), str(tmp_path / "images"))
     assert grey.probe.shape == (1, 224, 224)
+
+
+def test_open_inputs__training_follows_weights_and_the_bank_does_not(tmp_path: Path):
+    out = str(tmp_path / "images")
+    write_builtin(out, train=64, test=8)
+    recipe = Recipe().override({"data.path": out, "global_batch": 8})
+    before = open_inputs(recipe, out)
+    weight = np.repeat([1, 0.25], 32).astype(np.float32)
+    mask = KeepMask((None,) * 64, (None,) * 64, np.zeros(64, np.int64), weight)
+    write_mask(Folder(out), "train", mask, ids=[b"i" * 16] * 64)
+    load(Folder(out)).override({"keep": {"train": mask.digest}}).save(Folder(out))
+    after = open_inputs(recipe, out)
+    assert (before.plan.rows_per_epoch, after.plan.rows_per_epoch, after.plan.kept) == (64, 40, 64)
+    ninth = np.concatenate([after.plan.slots(8 * 5 + step) for step in range(5)])
+    assert (np.unique(ninth) < 32).sum() == 32 and (np.unique(ninth) >= 32).sum() == 8
+    assert sorted(after.labelled.bank.rows) == sorted(before.labelled.bank.rows)
+    assert after.collection.manifest.digest != before.collection.manifest.digest

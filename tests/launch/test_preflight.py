@@ -108,12 +108,23 @@ def test_check__storage_that_is_a_file_or_not_writable(tmp_path, monkeypatch):
         ({"recipe": {"optim.warmup": 0}}, "optim.warmup = 0"),
         ({"facts": {"read_amplification": 1.38, "curated": False}}, "recipes/curate.py"),
         ({"facts": {"read_amplification": 1.38}}, "lanes = 8"),
+        ({"recipe": {"data.stream_dedup": True}, "facts": {"curated": False}}, "curate.py --source"),
+        (
+            {"recipe": {"data": {"stream_dedup": True, "stream_against": ["bench"]}}},
+            "does not repeat the interrupted one",
+        ),
+        ({"recipe": {"data.stream_dedup": True}}, "was written by curation"),
     ],
 )
 def test_check__warns(tmp_path, given, word):
     warnings = checked(tmp_path, **given)
     assert len(warnings) == 1
     assert word in warnings[0]
+
+
+def test_check__reading_that_weights_account_for_is_no_fault_of_the_lanes(tmp_path):
+    assert not checked(tmp_path, facts={"read_amplification": 4.2, "share": 0.25})
+    assert "lanes = 8" in checked(tmp_path, facts={"read_amplification": 5.0, "share": 0.25})[0]
 
 
 def test_check__does_not_advise_what_is_there_already(tmp_path):

@@ -1,11 +1,15 @@
-"""What Ray itself is told of a run."""
+"""What a worker tells Ray of a run, and the driver when it gives up."""
 
 import json
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.train.torch
@@ -62,3 +66,26 @@ def test_train_worker__reports_every_evaluation_to_ray_train_from_every_rank(
         assert first["step"] == second["step"] and not report["checkpoint"]
         assert first["knn/top1"] == rows[first["step"]]["knn/top1"]
         assert first["health/rankme"] == rows[first["step"]]["health/rankme"]
+
+
+def test_train_worker__too_many_undecodable_images_stop_the_run_with_the_counts(
+    ray_cluster: None, recipe_here: Callable[..., tuple[int, str]], small_images: Path, storage: Path, tmp_path: Path
+):
+    folder = tmp_path / "bad" / "data"
+    folder.mkdir(parents=True)
+    rows = pq.read_table(next((small_images / "data").glob("train-*")), columns=["image"]).to_pylist()
+    for number in range(0, len(rows), 3):
+        rows[number]["image"]["bytes"] = b"not an image"
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet", row_group_size=32)
+    # no restarts: Ray would go on with them in this process after the driver has left
+    status, said = recipe_here("--name", "bad", "--data", str(tmp_path / "bad"), "--cluster.max-failures", "0")
+    for thread in threading.enumerate():
+        if thread.name == "ray-train":
+            thread.join(60)
+    assert status == 1
+    assert "max_bad" in said
+    assert "Traceback" not in said
+    (run_dir,) = storage.glob("bad-*")
+    assert json.loads((run_dir / "failure.json").read_text())["error"] == "TooManyBadImages"
+    table = (run_dir / "quarantine.jsonl").read_text().splitlines()
+    assert table and all(json.loads(line)["reason"] for line in table)

@@ -66,6 +66,8 @@ def test_read__plain_binary_images_and_a_foreign_id(kind: pa.DataType, tmp_path:
     [
         ("data/train-00000-of-00004.parquet", "train"),
         ("test-00001-of-00002.parquet", "test"),
+        ("data/train-b001-00000-of-00001.parquet", "train"),
+        ("data/my-b2-b1000-00000-of-00001.parquet", "my-b2"),
         ("data/my_split-00000-of-00001-abc123.parquet", "my_split"),
         ("validation/0000.parquet", "validation"),
         ("default/test/part-7.parquet", "test"),

@@ -75,7 +75,11 @@ def state_of(loop: Loop) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
 
 
-@pytest.mark.parametrize("config", [DINOConfig(), DINOv2Config(), DINOv2Config(centering="sinkhorn_knopp")], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [DINOConfig(), DINOv2Config(), DINOv2Config(centering="sinkhorn_knopp")],
+    ids=["dino", "dinov2", "dinov2_sinkhorn"],
+)
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_training_steps__resumed_repeats_the_undisturbed_run_bit_for_bit(config: MethodConfig, stop: int, tmp_path):
     whole = make_loop(config)
