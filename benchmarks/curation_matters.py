@@ -1,7 +1,7 @@
 """What curation is worth: encoders trained on pools full of copies, and scores lifted by leaks, each raw and screened.
 
-    python benchmarks/curation_matters.py           # some 15 minutes of one core; goes on where it was interrupted
-    python benchmarks/curation_matters.py --quick   # a minute: one seed, few steps; tells whether it works, and nothing more
+    python benchmarks/curation_matters.py           # some 20 minutes of one core; goes on where it was interrupted
+    python benchmarks/curation_matters.py --quick   # a minute or two: one seed, few steps; tells whether it works, no more
 
 Duplicates: of a pool of fixed size, 0, 20 or 50 % are changed copies, which fall on few pictures as in crawls (Zipf). DINOv2
 without iBOT trains a small ResNet on it, raw and under the keep-mask of `screen`, the same number of steps. (A ViT learns
@@ -51,6 +51,7 @@ PICTURE = ROOT / "docs" / "curation_matters.png"
 DUPLICATES, LEAKS = (0.0, 0.2, 0.5), (0.05, 0.2, 0.5)
 ARMS = [(share, screened) for share in DUPLICATES for screened in (False, True) if share or not screened]
 SIDE = 32
+LEFT = 0.005  # top-1 that leaks may still add after screening: half a standard error of 2,000 queries
 
 
 class Size(NamedTuple):
@@ -257,9 +258,7 @@ def summary(values: np.ndarray) -> list[float]:
 
 
 def table(pools: list[dict[str, Any]], banks: list[dict[str, Any]]) -> None:
-    print(
-        f"\n{'copies':>7}{'':>10}{'images':>8}{'pictures':>10}   untrained   k-NN top-1 (least, most)   gain on each seed"
-    )
+    print(f"\n{'copies':>7}{'':>10}{'images':>8}{'pictures':>10}   untrained   top-1 (least, most)        gain by seed")
     for row in pools:
         name, gain = "screened" if row["screened"] else "raw", " ".join(f"{x:+.4f}" for x in row.get("gain", []))
         mean, least, most = row["top1"]
@@ -270,9 +269,7 @@ def table(pools: list[dict[str, Any]], banks: list[dict[str, Any]]) -> None:
     print(f"\n{'leaked':>7}{'recall':>8}{'innocent':>10}{'':>9}{'leaky':>9}{'screened':>10}{'never leaked':>14}")
     for row in banks:
         for kind in ("pixels", "encoder"):
-            scores = "".join(
-                f"{row[kind][bank][0]:>{width}.4f}" for bank, width in zip(BANKS, (9, 10, 14), strict=True)
-            )
+            scores = "".join(f"{row[kind][bank][0]:>{wide}.4f}" for bank, wide in zip(BANKS, (9, 10, 14), strict=True))
             print(f"{row['leaked']:>7.0%}{row['recall']:>8.3f}{sum(row['innocent_dropped']):>10}{kind:>9}{scores}")
 
 
@@ -280,12 +277,15 @@ def save(size: Size, done: list[dict[str, Any]], pools: list[dict[str, Any]], ba
     """The ratio is k-NN with a screened pool over k-NN with the raw one, at the largest share of copies; the limit is a pool
     without copies."""
     worst = pools[-1]
+    left = max(abs(x) for row in banks for kind in ("pixels", "encoder") for x in row[kind]["left_after_screening"])
+    goals = {"> 1 on every seed": min(worst["ratio"]) > 1, f"banks within {LEFT} of never leaked": left <= LEFT}
     result = {
         "name": "curation_matters",
         "device": "CPU, one thread",
         "ratio": round(float(np.mean(worst["ratio"])), 4),
         "spread": [min(worst["ratio"]), max(worst["ratio"])],
-        "goal": "> 1 on every seed; banks: nothing left of what leaks add",
+        "goal": "; ".join(goals),
+        "missed": [goal for goal, met in goals.items() if not met],
         "limit_share": round(worst["top1"][0] / pools[0]["top1"][0], 4),
         "command": "python benchmarks/curation_matters.py",
         **size._asdict(),
