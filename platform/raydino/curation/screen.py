@@ -62,8 +62,13 @@ class Screening:
     findings: Findings
     limits: Limits
     verdict: Verdict
-    stage: str
-    """Its name in the manifest."""
+    name: str
+    """Of the keep-mask; empty for the folder's own."""
+
+    @property
+    def stage(self) -> str:
+        """Its name in the manifest."""
+        return _stage(self.name)
 
     @property
     def mask(self) -> KeepMask:
@@ -134,7 +139,11 @@ def screen(
     write_mask(folder, TRAIN, verdict.mask, ids=train.features.ids, name=name)
     manifest = _entered(manifest, verdict.mask, limits, embedding, against, name)
     manifest.save(folder)  # last: a mask without its digest here is not followed
-    return Screening(folder, manifest, collections, found, limits, verdict, f"{STAGE} {name}".rstrip())
+    return Screening(folder, manifest, collections, found, limits, verdict, name)
+
+
+def _stage(name: str) -> str:
+    return f"{STAGE} {name}".rstrip()
 
 
 def curated(folder: Folder) -> Manifest:
@@ -246,7 +255,7 @@ def _entered(
             "balance": embedding.balance,
         }
     stage = Stage(
-        name=f"{STAGE} {name}".rstrip(),
+        name=_stage(name),
         parameters={
             **limits.changed,
             **described,

@@ -67,6 +67,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         choices=RULES,
         help="published thresholds for descriptors: " + "; ".join(f"{k}: {v}" for k, v in RULES.items()),
     )
+    add("--name", default="", help="of the keep-mask, beside the folder's own; train with --data.keep NAME")
     add("--towards", help="keep only what is near to an image of this folder (needs --embed)")
     add("--retrieved", type=int, default=4, help="images for each of those (4)")
     add("--balance", type=float, help="images of an epoch as a share of those that stay, balanced (needs --embed)")

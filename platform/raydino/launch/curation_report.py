@@ -3,14 +3,16 @@
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from raydino.curation.account import account
 from raydino.curation.judge import Limits
 from raydino.curation.page import page
-from raydino.curation.screen import Screening, screen
+from raydino.curation.screen import TRAIN, Screening, screen
 from raydino.curation.synthetic import write_builtin
+from raydino.shards.keep import mask_path
 from raydino.tracking.mlflow_run import TrackerUnavailable, record_files
 
 BUILTIN_LIMITS = {"radius": 8, "leak_radius": 8}
@@ -20,20 +22,29 @@ BUILTIN_LIMITS = {"radius": 8, "leak_radius": 8}
 def write_curated_builtin(out: str, *, seed: int = 0) -> None:
     """The built-in images with copies and a leak planted among them, screened, with a report. Raises ConfigError."""
     write_builtin(out, seed=seed, copies=True)
-    write_report(screen(out, limits=Limits(**BUILTIN_LIMITS)), out=out, tracker="none")
+    _page(
+        screen(out, limits=Limits(**BUILTIN_LIMITS)),
+        name="built-in images",
+        words=["--source", "builtin", "--out", "NEW"],
+    )
 
 
 def write_report(found: Screening, *, out: str, tracker: str) -> None:
     """Write report.html into the curated folder and, unless the tracker is `none`, record it as a run in MLflow."""
-    command = f"python recipes/curate.py {shlex.join(sys.argv[1:])}"
-    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     name = str(out).rstrip("/").rpartition("/")[2]
-    found.folder.write_bytes("report.html", page(account(found, title=name, created=created, command=command)).encode())
-    print(f"\nreport      {out}/report.html\nkeep-mask   {out}/keep/train.parquet")
+    _page(found, name=name, words=sys.argv[1:])
+    print(f"\nreport      {out}/report.html\nkeep-mask   {out}/{mask_path(TRAIN, found.name)}")
     print(f"digest      {found.manifest.digest}")
     if tracker != "none":
         _recorded(found, out=out, name=name, tracker=tracker)
-    print(f"\nTrain on them: python recipes/dinov2.py --data {out}")
+    chosen = f" --data.keep {found.name}" if found.name else ""
+    print(f"\nTrain on them: python recipes/dinov2.py --data {out}{chosen}")
+
+
+def _page(found: Screening, *, name: str, words: Sequence[str]) -> None:
+    command = f"python recipes/curate.py {shlex.join(words)}"
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    found.folder.write_bytes("report.html", page(account(found, title=name, created=created, command=command)).encode())
 
 
 def _recorded(found: Screening, *, out: str, name: str, tracker: str) -> None:
