@@ -147,7 +147,8 @@ def _restore(job: Job, loop: Loop) -> int:
     if saved is None:
         return 0
     for name, now in _identity(job).items():
-        if saved.meta.get(name) != now:
+        known = (now, *job.data_before) if name == "data" else (now,)
+        if saved.meta.get(name) not in known:
             raise ConfigError(
                 f"{name}: the checkpoint at step {saved.step} was made with {saved.meta.get(name)}, this run has {now}; "
                 "restore the data it was made with, or start a run under another name."
@@ -181,7 +182,7 @@ def _save(job: Job, loop: Loop, done: int, claim: Owners | None) -> None:
 
 def _identity(job: Job) -> dict[str, Any]:
     """What a checkpoint must share with the run that takes it up."""
-    return {"run": job.recipe.id, "data": job.data_digest}
+    return {"run": job.run_dir.name, "data": job.data_digest}
 
 
 def _due(done: int, every: int | float, steps: int) -> bool:
