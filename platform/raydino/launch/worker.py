@@ -23,7 +23,7 @@ from raydino.config import ConfigError, in_steps
 from raydino.data.fetch import TooManyBadImages
 from raydino.data.stream import batches
 from raydino.keyed import key64
-from raydino.launch import failure
+from raydino.launch import audit, failure
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.job import Job
@@ -80,6 +80,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     start = progress.done = _restore(job, loop)
     record = Record(job, rank)
     judge = Judge(job, inputs, loop, record)
+    witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
     stream = batches(
         inputs.collection,
         inputs.plan,
@@ -100,9 +101,10 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
         if start == 0:
             with record.rate.paused():
                 judge.evaluate(0)
-        for report in training_steps(loop, _with_crop_sheet(stream, judge, start)):
+        for report in training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start))):
             done = progress.done = report.step + 1
             last, stop = done == recipe.steps, _stop_wanted(job, loop.device)
+            witness.step(report)
             record.step(report, now=last or stop or done % recipe.cadence.log == 0)
             with record.rate.paused():
                 if last or _due(done, recipe.cadence.evaluate, recipe.steps):
