@@ -130,7 +130,7 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
 
 def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
     """Train on Ray (with an object store of `store` bytes if it is started here), watching; returns the exit status."""
-    from raydino.launch.cluster import start_ray
+    from raydino.launch.connect import start_ray
     from raydino.launch.progress import Watch
     from raydino.launch.summary import summarise
     from raydino.tracking.mlflow_run import finish, run_page

@@ -136,7 +136,7 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         device=device,
         normalise=recipe.data.normalisation,
         precision=cluster.precision_on(native_bf16=native_bf16(device)),
-        accumulate=cluster.accumulate,
+        accumulate=cluster.accumulate_on(collectives.world_size(), recipe.global_batch),
     )
 
 
