@@ -33,7 +33,9 @@ from raydino.recipe import Recipe
 from raydino.train import checkpoint as checkpoints
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import native_bf16, replicate
+from raydino.train.saving import Saver
 from raydino.train.steps import Loop, NonFiniteError, training_steps
+from raydino.train.verify import damage, require_same
 from raydino.views import Batch
 
 STOP = "STOP"
@@ -80,6 +82,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     start = progress.done = _restore(job, loop)
     record = Record(job, rank)
     judge = Judge(job, inputs, loop, record)
+    saver = _saver(job) if rank == 0 else None
     witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
     stream = batches(
         inputs.collection,
@@ -106,14 +109,23 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
             last, stop = done == recipe.steps, _stop_wanted(job, loop.device)
             witness.step(report)
             record.step(report, now=last or stop or done % recipe.cadence.log == 0)
+            if saver is not None:
+                record.log(saver.poll(), done)
             with record.rate.paused():
                 if last or _due(done, recipe.cadence.evaluate, recipe.steps):
                     judge.evaluate(done)
                 if last or stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
-                    _save(job, loop, done, claim)
+                    record.log(_save(job, loop, saver, done, claim), done)
             if stop:
                 break
+    if saver is not None:
+        record.log(saver.finish(), progress.done)
     record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
+
+
+def _saver(job: Job) -> Saver:
+    recipe = job.recipe
+    return Saver(job.run_dir / "checkpoints", keep=recipe.cadence.keep, limit=recipe.guards.save_failures)
 
 
 def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
@@ -141,13 +153,25 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
 
 
 def _restore(job: Job, loop: Loop) -> int:
-    """Load the newest checkpoint, if there is one; returns the step to go on with. Raises ConfigError if it is of other data."""
-    folder = job.run_dir / "checkpoints"
-    if collectives.rank() == 0:
-        checkpoints.sweep(folder)
-    saved = checkpoints.load_newest(folder, device=loop.device)
-    if saved is None:
+    """Load the newest checkpoint, if there is one; returns the step to go on with. Rank 0 chooses, so that none differs.
+
+    Raises:
+        ConfigError: it is of other data.
+        CheckpointError: none can be used, or it is of another architecture.
+        OSError: another rank reads other bytes than rank 0.
+    """
+    folder, rank = job.run_dir / "checkpoints", collectives.rank()
+    path = checkpoints.recover(folder) if rank == 0 else None
+    chosen = checkpoints.step_of(path) if path is not None else -1
+    chosen = int(collectives.all_max(torch.tensor(chosen, device=loop.device)))
+    if chosen < 0:
         return 0
+    path = checkpoints.path_of(folder, chosen)
+    if rank != 0 and (fault := damage(path)):
+        raise OSError(
+            f"{path} is sound on rank 0 and not on rank {rank} ({fault}); is the storage the same on all nodes?"
+        )
+    saved = checkpoints.load(path, device=loop.device)
     for name, now in _identity(job).items():
         known = (now, *job.data_before) if name == "data" else (now,)
         if saved.meta.get(name) not in known:
@@ -155,16 +179,18 @@ def _restore(job: Job, loop: Loop) -> int:
                 f"{name}: the checkpoint at step {saved.step} was made with {saved.meta.get(name)}, this run has {now}; "
                 "restore the data it was made with, or start a run under another name."
             )
+    require_same(str(path), loop.method.state_dict(), saved.model)
     loop.method.load_state_dict(saved.model)
     checkpoints.load_optimizer(loop.optimizer, saved.optimizer)
     return saved.step
 
 
-def _save(job: Job, loop: Loop, done: int, claim: Owners | None) -> None:
-    if collectives.rank() != 0:
-        return
-    state = checkpoints.Checkpoint(
-        step=done,
+def _save(job: Job, loop: Loop, saver: Saver | None, done: int, claim: Owners | None) -> dict[str, float]:
+    """Begin to save the state after `done` steps; returns what the save before has to tell."""
+    if saver is None:
+        return {}
+    return saver.save(
+        done,
         model=loop.method.state_dict(),
         optimizer=checkpoints.optimizer_tensors(loop.optimizer),
         meta={
@@ -173,13 +199,9 @@ def _save(job: Job, loop: Loop, done: int, claim: Owners | None) -> None:
             "torch": torch.__version__,
             "world": collectives.world_size(),
         },
+        # first: claims beyond a checkpoint are found again as they were, missing ones are not
+        before=(lambda: None) if claim is None else claim.save,
     )
-    try:
-        if claim is not None:
-            claim.save()  # first: claims beyond a checkpoint are found again as they were, missing ones are not
-        checkpoints.save(job.run_dir / "checkpoints", state, keep=job.recipe.cadence.keep)
-    except OSError as error:  # a full disk is no reason to stop training; the older checkpoints are still there
-        log.warning("step %d: no checkpoint was saved (%s); the one before it stays", done, error)
 
 
 def _identity(job: Job) -> dict[str, Any]:
