@@ -87,7 +87,7 @@ def create_run(
 
     Values over MLflow's limits are trimmed, secrets hidden; the full text of the parameters is the artifact
     recipe.yaml, with cluster.yaml beside it. Parameters cannot change in MLflow, so of a reopened run only new ones are
-    recorded. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
+    recorded, and new tags. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
 
     Raises:
         TrackerUnavailable: If the server does not answer or refuses.
@@ -96,8 +96,11 @@ def create_run(
     try:
         client = _client(uri)
         run = _reopened(client, run_id) if run_id else None
-        if run is None:
-            shown = {key: redact_text(value)[:_TAG_LENGTH] for key, value in tags.items()}
+        shown = {key: redact_text(value)[:_TAG_LENGTH] for key, value in tags.items()}
+        if run is not None:
+            for key in shown.keys() - run.data.tags.keys():
+                client.set_tag(run.info.run_id, key, shown[key])
+        else:
             run = client.create_run(_experiment_id(client, uri, experiment), tags=shown, run_name=redact_text(run_name))
             if dataset is not None:
                 client.log_inputs(run.info.run_id, [_dataset_input(dataset)])
