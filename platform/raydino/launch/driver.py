@@ -77,6 +77,7 @@ def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") 
     from raydino.launch.job import Job
     from raydino.launch.worker import STOP
     from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
+    from raydino.tracking.outbox import recorded_run
 
     recipe, cluster = command.recipe, command.cluster
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,7 +98,8 @@ def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") 
             dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
             recipe_yaml=recipe.to_yaml(),
             cluster_yaml=cluster.to_yaml(),
-            run_id=known.get("mlflow_run_id"),
+            run_id=recorded_run(run_dir) or known.get("mlflow_run_id"),
+            run_dir=run_dir,
         )
     except TrackerUnavailable as error:
         say(f"warning  {error}")
@@ -112,6 +114,7 @@ def _carry_out(job: "Job", *, store: int) -> int:
     from raydino.launch.progress import Watch
     from raydino.launch.summary import summarise
     from raydino.tracking.mlflow_run import finish, run_page
+    from raydino.tracking.outbox import recorded_run
 
     with start_ray(job.cluster, store=store):
         stop, training = _Stop(job.run_dir), _Training(job)
@@ -119,6 +122,9 @@ def _carry_out(job: "Job", *, store: int) -> int:
             while not training.ended(timeout=0.5):
                 watch.update()
         error = training.error()
+        job = replace(
+            job, mlflow_run_id=recorded_run(job.run_dir) or job.mlflow_run_id
+        )  # the tracker may have come back
         # Said before Ray goes: after a failure its own thread may still use it, and Ray then ends the process on the spot.
         summary = summarise(job.run_dir, job.recipe, mlflow_run_id=job.mlflow_run_id)
         if error is not None:

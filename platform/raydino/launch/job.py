@@ -19,6 +19,6 @@ class Job:
     data_digest: str
     tracking_uri: str
     mlflow_run_id: str | None
-    """None where the tracker could not be reached at the start: the record is then the spool alone."""
+    """None where the tracker could not be reached at the start: the run is opened there when it answers."""
     store_bytes: int = 0
     """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""
