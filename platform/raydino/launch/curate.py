@@ -237,6 +237,8 @@ def _ingest(options: argparse.Namespace, spread: "Spread | None") -> None:
     for split, count in summary["splits"].items():
         _line(f"  {split}", count)
     _line("classes", summary["classes"])
+    for note, count in summary["notes"].items():
+        _line(note, count)
     for kind, count in summary["skipped"].items():
         _line(f"passed over: {kind}", count)
 
