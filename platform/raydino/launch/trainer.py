@@ -64,11 +64,14 @@ def fit(job: "Job") -> None:
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    from raydino.launch.nodes import asks_for_token, check_door, check_nodes
     from raydino.launch.owners import start_owners
 
     cluster, resources = job.cluster, ray.cluster_resources()
     use_gpu = cluster.use_gpu(int(resources.get("GPU", 0)))
     _require(job, resources, use_gpu=use_gpu)
+    check_door(job, address=ray.get_runtime_context().gcs_address, token=asks_for_token())
+    check_nodes(job, use_gpu=use_gpu)
     claim = start_owners(job) if job.recipe.data.stream_dedup else None  # they live as long as this handle
     workers = (cluster.min_workers, cluster.workers) if cluster.is_elastic else cluster.workers
     trainer = _trainer(job)(
