@@ -1,11 +1,14 @@
 """How many workers a run takes when machines come and go: only numbers that share the lanes evenly."""
 
+import socket
+
 import pytest
 import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
-from raydino.launch.elastic import EvenSizes, fitting
+from raydino.launch import elastic
+from raydino.launch.elastic import EvenSizes, answers, fitting
 
 
 @pytest.fixture
@@ -17,6 +20,7 @@ def policy(monkeypatch: pytest.MonkeyPatch):
     ) -> tuple[EvenSizes, int]:
         alive = {name: cpus for name, cpus in machines.items() if not name.startswith("dead")}
         monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": name, "Alive": name in alive} for name in machines])
+        monkeypatch.setattr(elastic, "answers", lambda node: not node["NodeID"].startswith("silent"))
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(alive.values())})
         scaling = ScalingConfig(num_workers=(sizes[0], sizes[-1]), resources_per_worker={"CPU": each})
         made = EvenSizes(scaling, sizes=sizes, spare=spare, patience=patience)
@@ -35,6 +39,7 @@ def policy(monkeypatch: pytest.MonkeyPatch):
         ({"a": 9.0}, 8),
         ({"a": 2.0, "b": 2.0}, 2),  # 3 would fit
         ({"a": 4.0, "dead": 4.0}, 2),
+        ({"a": 4.0, "silent": 4.0}, 4),
         ({"a": 1.0}, 0),
     ],
 )
@@ -66,3 +71,10 @@ def test_even_sizes__starts_what_is_there_and_waits_for_the_least_only_so_long(p
 def test_fitting__against_trying_all():
     for most in range(10):
         assert fitting((1, 2, 4, 8), most) == max([n for n in (1, 2, 4, 8) if n <= most] or [0])
+
+
+def test_answers__an_address_where_somebody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert answers({"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port})
+    assert not answers({"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port})

@@ -5,6 +5,7 @@ is the same. It has no public way to say which numbers will do, so its policy is
 be: the one method that counts workers, and the place where the trainer makes its policy. tests/faults runs both.
 """
 
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ScalingDecision
+
+ANSWER_SECONDS = 2.0  # a raylet listens all the time; one that does not answer by then is gone or cut off
 
 
 class EvenSizes(ElasticScalingPolicy):
@@ -47,14 +50,24 @@ class EvenSizes(ElasticScalingPolicy):
         return decision
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Mapping[str, float]]) -> int:
-        # Reservations outlive a node by up to 20 s; workers asked for there would be waited for until a timeout.
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        # Reservations outlive a node by up to 20 s, and Ray calls it alive for 15 s: measured, workers asked for there were
+        # waited for until a timeout. So its raylet is asked.
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"] and answers(node)}
         room = {node: dict(resources) for node, resources in reserved_resources.items() if node in alive}
         most = super()._count_possible_workers(room)
         each: Any = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
         if each:
             most = min(most, int((ray.cluster_resources().get("CPU", 0.0) - self._spare) / each))
         return fitting(self._sizes, most)
+
+
+def answers(node: Mapping[str, Any]) -> bool:
+    """Whether somebody listens at a node's address."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def fitting(sizes: Sequence[int], most: int) -> int:

@@ -5,6 +5,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from raydino.launch.job import Job
 
 START_FAILURES = 3  # groups of workers that may fail to start; Ray's own default is to try for ever
+ELASTIC_SECONDS = 15.0  # room that is there is given in one or two
 RESIZE_EVERY = 60.0  # seconds between looks for machines that came back: a resize costs a restart of some 15 s
 
 
@@ -88,7 +90,9 @@ def fit(job: "Job") -> None:
             # A name of its own for every attempt: Ray silently resumes a name it knows, from a snapshot it may have lost.
             name=f"attempt-{secrets.token_hex(4)}",
             storage_path=str(job.run_dir / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=START_FAILURES),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=_start_failures(cluster)
+            ),
         ),
     )
     with environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_start_timeout(cluster))}):
@@ -124,8 +128,18 @@ def _trainer(job: "Job") -> Any:
 
 
 def _start_timeout(cluster: ClusterConfig) -> float:
-    """Seconds that Ray waits for room for a group of workers, each time that it tries; it then asks for what is there now."""
-    return cluster.start_timeout / (START_FAILURES + 1)
+    """Seconds that Ray waits for room for a group of workers, each time that it tries. A number of workers that follows the
+    cluster is then chosen anew, for what is there now."""
+    return (
+        min(ELASTIC_SECONDS, cluster.start_timeout)
+        if cluster.is_elastic
+        else cluster.start_timeout / (START_FAILURES + 1)
+    )
+
+
+def _start_failures(cluster: ClusterConfig) -> int:
+    """Groups of workers that may fail to start in the whole run; one that follows the cluster has a patience of its own."""
+    return START_FAILURES + (ceil(cluster.start_timeout / ELASTIC_SECONDS) if cluster.is_elastic else 0)
 
 
 def _not_started(job: "Job", resources: Mapping[str, float], free: Mapping[str, float]) -> str:
