@@ -93,7 +93,7 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     """Fill the run's folder and make its MLflow run."""
     from raydino.launch.failure import ERRORS, FAILURE
     from raydino.launch.job import Job
-    from raydino.launch.worker import STOP
+    from raydino.launch.wishes import STOP
     from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
 
     recipe, cluster, run_dir = command.recipe, command.cluster, meant.run_dir
@@ -177,7 +177,7 @@ class _Stop:
             signal.signal(kind, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        from raydino.launch.worker import STOP
+        from raydino.launch.wishes import STOP
 
         if self.status:
             os._exit(self.status)
