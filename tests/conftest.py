@@ -47,7 +47,8 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def train_here() -> Callable[..., Iterator[Any]]:
-    """Step reports of a recipe on a curated folder in this process: the whole chain but Ray, on one thread."""
+    """Step reports of a recipe on a curated folder in this process: the whole chain but Ray, on one thread. `watched` is what
+    the batches pass through."""
     import torch
 
     from raydino.data.fetch import local_windows
@@ -57,7 +58,7 @@ def train_here() -> Callable[..., Iterator[Any]]:
     from raydino.launch.worker import build_loop
     from raydino.train.steps import training_steps
 
-    def train(recipe: Any, folder: Path) -> Iterator[Any]:
+    def train(recipe: Any, folder: Path, *, watched: Callable[[Any], Any] = lambda stream: stream) -> Iterator[Any]:
         inputs = open_inputs(recipe.override({"data.path": str(folder)}), str(folder))
         loop = build_loop(recipe, ClusterConfig(), torch.device("cpu"))
         torch.set_num_threads(1)
@@ -74,7 +75,7 @@ def train_here() -> Callable[..., Iterator[Any]]:
             on_bad=lambda bad: None,
             read=local_windows,
         )
-        yield from training_steps(loop, stream)
+        yield from training_steps(loop, watched(stream))
 
     return train
 
@@ -84,15 +85,24 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with 2 CPUs, whose workers find raydino and import by path. Per module: others test how Ray is started."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=300 * 2**20,
-        log_to_driver=False,
-        logging_level="warning",
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
-    )
+    def start() -> None:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=300 * 2**20,
+            log_to_driver=False,
+            logging_level="warning",
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
+        )
+
+    try:
+        start()
+    except Exception as error:  # Ray gives a node 30 s to start, which may not do beside another that starts
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        start()
     yield
     ray.shutdown()
 

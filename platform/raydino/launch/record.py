@@ -67,10 +67,8 @@ class Record:
         self.run = self._open() if rank == 0 else None
 
     def _open(self) -> Run:
-        """The record on disk, and in MLflow where it was reached at the start."""
+        """The record on disk and in MLflow, which takes it up whenever it answers first."""
         spool = Spool(self._job.run_dir)
-        if self._job.mlflow_run_id is None:
-            return spool
         return MLflowRun(spool, tracking_uri=self._job.tracking_uri, run_id=self._job.mlflow_run_id)
 
     def step(self, report: StepReport, *, now: bool) -> None:
