@@ -85,15 +85,24 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with 2 CPUs, whose workers find raydino and import by path. Per module: others test how Ray is started."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=300 * 2**20,
-        log_to_driver=False,
-        logging_level="warning",
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
-    )
+    def start() -> None:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=300 * 2**20,
+            log_to_driver=False,
+            logging_level="warning",
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
+        )
+
+    try:
+        start()
+    except Exception as error:  # Ray gives a node 30 s to start, which may not do beside another that starts
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        start()
     yield
     ray.shutdown()
 

@@ -270,3 +270,21 @@ def extension(data: bytes) -> str:
 
 def write(folder: Path, stem: str, data: bytes) -> None:
     (folder / (stem + extension(data))).write_bytes(data)
+
+
+WORSE = (
+    "jpeg_50",
+    "jpeg_15",
+    "webp_40",
+    "half",
+    "quarter",
+    "blur_2",
+    "crop_5",
+    "centre_crop_25",
+    "half_then_jpeg_50",
+    "flip_then_half",
+    "grey",
+    "grey_16_bits",
+    "gif_animated",
+)
+"""Changes after which the original is plainly the better copy: smaller, blurred, harder compressed, fewer colours."""

@@ -19,9 +19,11 @@ from raydino.curation.duplicates import Edges, between, within
 from raydino.curation.features import Features, features
 from raydino.curation.judge import best_copy_rank
 from raydino.curation.table import Table
+from raydino.data.decode import decode
 from raydino.shards.reader import open_collection
 
 Columns = TypeVar("Columns")
+UNSEEN = 40.0  # dB, from where on a recompressed photograph is usually not told from its original
 
 
 def known(files: Sequence[bytes]) -> Features:
@@ -51,26 +53,39 @@ def joined(one: Columns, other: Columns) -> Columns:
     return replace(one, **changes)  # pyright: ignore[reportType]
 
 
-def outcome(originals: Features, copies: Features, group: np.ndarray) -> dict[str, float]:
-    """Row i of `copies` is a copy of row i of `originals`; rows of one `group` [N] show the same picture.
+def outcome(
+    originals: Features, copies: Features, group: np.ndarray, *, files: tuple[Sequence[bytes], Sequence[bytes]]
+) -> dict[str, float]:
+    """Row i of `copies` is a copy of row i of `originals`, as are their `files`; rows of one `group` [N] show the same picture.
 
-    `found`: share that pairs with its original; `equal`: share with equal pixels; `best`: share where the original is preferred
-    to the copy; `pairs`, `false`: pairs of an original and any copy, and those of different pictures; `equal_false`: those of
-    equal pixels.
+    `found`: share that pairs with its original; `equal`: share with equal pixels; `original`: share where the original is
+    preferred to the copy; `unharmed`: share where it is, or where the copy shows the same to the eye; `pairs`, `false`: pairs of
+    an original and any copy, and those of different pictures; `equal_false`: those of equal pixels.
     """
     met = between(originals.table, copies.table)
     right, false = met.first == met.second, group[met.first] != group[met.second]
     count = len(group)
     rank = best_copy_rank(joined(originals, copies), met.first, met.second + count)
     same_pixels = originals.table.pixels[:, None] == copies.table.pixels[None]
+    own = rank[:count] < rank[count:]
+    unharmed = [kept or unchanged(*pair) for kept, *pair in zip(own.tolist(), *files, strict=True)]
     return {
         "found": len(set(met.first[right].tolist())) / count,
         "equal": float(same_pixels.diagonal().mean()),
-        "best": float((rank[:count] < rank[count:]).mean()),
+        "original": float(own.mean()),
+        "unharmed": float(np.mean(unharmed)),
         "pairs": len(met),
         "false": int(false.sum()),
         "equal_false": int((same_pixels & (group[:, None] != group[None])).sum()),
     }
+
+
+def unchanged(original: bytes, copy: bytes) -> bool:
+    """Whether a copy has the original's size and differs by a peak signal-to-noise ratio of UNSEEN or more."""
+    one, other = (decode(data, channels=3).astype(np.float32) for data in (original, copy))
+    if one.shape != other.shape:
+        return False
+    return float(((one - other) ** 2).mean()) <= 255**2 / 10 ** (UNSEEN / 10)
 
 
 def removed(pictures: Pictures) -> dict[str, Any]:

@@ -11,12 +11,17 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-MAX_YAML_BYTES = 1_000_000  # a recipe is a few kB; anything larger is a mistake or an alias bomb
+MAX_YAML_BYTES = 1_000_000  # a recipe is a few kB; anything larger is a mistake
+MAX_YAML_VALUES = (
+    10_000  # a recipe has about 200; the parser takes 0.1 ms for each, so a megabyte of them would take minutes
+)
+MAX_YAML_DEPTH = 32  # a recipe has 4; the parser recurses, and Python's stack ends at 1,000
 
 Length = Annotated[
     Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0.0, le=1.0)],
@@ -40,6 +45,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, data: Any) -> Any:
+        """`lr: true` is a mistake, and would be 1 to pydantic."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and _is_number(field.annotation):
+                raise ValueError(f"{name} = {str(value).lower()} is a switch; give a number")
+        return data
+
     def dump(self) -> dict[str, Any]:
         """Plain data of all fields, those of subclasses included (`serialize_as_any`: without it a `DINOv2Config` held in a
         `MethodConfig` field would lose its own fields, and two different runs would share one fingerprint)."""
@@ -55,7 +70,7 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """YAML that `from_yaml` reads back to an equal config."""
-        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.dump(self.dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
     def from_yaml(self, text: str, *, origin: str = "YAML") -> Self:
         """This config with the fields of a YAML document replaced; a partial document is fine. Raises ConfigError."""
@@ -65,6 +80,15 @@ class Config(BaseModel):
         """12 hex digits over the canonical JSON of all fields but the top-level ones in `exclude`."""
         data = {k: v for k, v in self.dump().items() if k not in exclude}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether an annotation is of numbers, or None, and nothing else."""
+    if get_origin(annotation) is Annotated:
+        return _is_number(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return all(part is NoneType or _is_number(part) for part in get_args(annotation))
+    return annotation in (int, float)
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,49 +145,63 @@ def explain(error: ValidationError, *, prefix: str = "") -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's surprises: `on`/`no` stay text, `1e-3` is a number, duplicate keys and aliases are errors."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ConfigError(
-                f"aliases are not allowed (line {self.peek_event().start_mark.line + 1}); write the value out."
-            )
-        return super().compose_node(parent, index)
+    """SafeLoader without YAML 1.1's surprises: `on`, dates, `010` and `1:30` stay text, `1e-3` is a number, a key that stands
+    twice is an error.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | None):
+                raise ConfigError(f"line {line}: a key is a word, not a list or a mapping.")
             if key in seen:
                 raise ConfigError(f"'{key}' stands twice (lines {seen[key]} and {line}); keep one.")
             seen[key] = line
         return super().construct_mapping(node, deep=deep)
 
 
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts into quotes what either loader would take for something else than text."""
 
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
+
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|)$", ["~", "n", ""]),
+    ("bool", r"^(?:true|false)$", ["t", "f"]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
+    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+):
+    for _class in (_StrictLoader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _check_shape(text: str) -> None:
+    """Refuse aliases and what would take long or deep, from the parser's events, before anything is built of them."""
+    values = depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"aliases are not allowed (line {line}); write the value out.")
+        values += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if values > MAX_YAML_VALUES or depth > MAX_YAML_DEPTH:
+            raise ConfigError(
+                f"line {line}: more than {MAX_YAML_VALUES:,} values or {MAX_YAML_DEPTH} levels; a configuration is smaller."
+            )
 
 
 def read_yaml(text: str, *, origin: str) -> dict[str, Any]:
     """Parse one YAML mapping strictly. Raises ConfigError that names `origin` (a file or a flag)."""
     if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(f"{origin}: {len(text):,} bytes; a configuration is at most {MAX_YAML_BYTES:,}.")
+        raise ConfigError(f"{origin}: more than {MAX_YAML_BYTES:,} bytes; a configuration is smaller.")
+    text = text.removeprefix("\ufeff")
     try:
-        data = yaml.load(text.removeprefix("\ufeff"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader subclass)
+        _check_shape(text)
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader subclass)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag on a value that it does not fit
         raise ConfigError(f"{origin}: not valid YAML: {error}") from None
     if data is None:
         return {}
@@ -175,6 +213,8 @@ def read_yaml(text: str, *, origin: str) -> dict[str, Any]:
 def read_yaml_file(path: Path) -> dict[str, Any]:
     """`read_yaml` of a file; a missing, binary or unreadable file is a ConfigError."""
     try:
-        return read_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+        with path.open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)  # never all of what may be a device or a disk image
+        return read_yaml(data.decode("utf-8"), origin=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); give an existing YAML file.") from None

@@ -4,6 +4,7 @@ It knows every config class and holds no logic beyond the checks between them. T
 cadence and the guards, so renaming a run or logging more often does not make it another experiment.
 """
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -103,6 +104,10 @@ class Recipe(Config):
                 raise ValueError(
                     f"{name} = {length} lasts the whole run of {self.steps} steps; shorten it (a float is a share of the run)"
                 )
-        if "/" in "".join(self.evals):
-            raise ValueError(f"evals: names become metric prefixes, so no '/' in {list(self.evals)}")
+        if wrong := [
+            name for name in self.evals if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) or ".." in name
+        ]:
+            raise ValueError(
+                f"evals.{wrong[0]}: the name becomes a metric's prefix; use letters, digits and _ - . alone"
+            )
         return self

@@ -149,6 +149,7 @@ def test_curate__is_recorded_in_mlflow(curate: Curate, tmp_path: Path):
         (["--out", "x", "--radius", "80"], "radius = 80"),
         (["--out", "x", "--rule", "sscd"], "add --embed"),
         (["--out", "x", "--balance", "0.5"], "add --embed"),
+        (["--out", "x", "--cells", "5"], "add --towards"),
         (["--source", "nowhere", "--out", "x"], "no such folder"),
         (["--source", "y"], "--out is missing"),
         (["wy", "--out", "x"], "none of run, plan, why, diff, verify"),

@@ -13,13 +13,12 @@ from raydino.tracking.mlflow_run import (
     DatasetRecord,
     MLflowRun,
     TrackerUnavailable,
-    absolute_uri,
     create_run,
-    default_uri,
     finish,
     replay,
     run_page,
 )
+from raydino.tracking.opening import absolute_uri, default_uri
 from raydino.tracking.redact import HIDDEN
 from raydino.tracking.spool import Spool
 

@@ -19,7 +19,8 @@ LONG = 30.0  # seconds until a test gives up waiting
 class Server:
     """Stands in for a tracking server; keeps equal points once, as MLflow does."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str = "r1") -> None:
+        self.run_id = run_id
         self.received: set[Point] = set()
         self.calls: list[int] = []
         self.pictures: list[tuple[str, str, int]] = []
@@ -69,8 +70,8 @@ class Server:
             raise ConnectionError("no answer from https://anna:hunter2@tracker.example")
 
 
-def outbox(folder: Path, server: Server, *, patience: float = LONG, run_id: str = "r1") -> Outbox:
-    return Outbox(Spool(folder), run_id=run_id, connect=server.connect, retry=FAST, patience=patience)
+def outbox(folder: Path, server: Server, *, patience: float = LONG) -> Outbox:
+    return Outbox(Spool(folder), connect=server.connect, retry=FAST, patience=patience)
 
 
 def test_outbox__all_arrives_with_pictures_artifacts_and_status(tmp_path: Path) -> None:
@@ -134,9 +135,9 @@ def test_outbox__a_server_that_never_comes_back_is_named_and_replayed_later(
         run.close("FINISHED")
     assert str(tmp_path / "metrics.jsonl") in caplog.records[-1].getMessage() and not server.received
     server.down = False
-    assert drain(tmp_path, server, run_id="r1") == 10
+    assert drain(tmp_path, server) == 10
     assert server.values() == read_metrics(tmp_path / "metrics.jsonl")
-    assert drain(tmp_path, server, run_id="r1") == 0
+    assert drain(tmp_path, server) == 0
 
 
 def test_outbox__a_resumed_worker_sends_what_the_dead_one_had_not(tmp_path: Path) -> None:
@@ -149,11 +150,11 @@ def test_outbox__a_resumed_worker_sends_what_the_dead_one_had_not(tmp_path: Path
 
 
 def test_outbox__another_run_id_gets_the_whole_record(tmp_path: Path) -> None:
-    old, new = Server(), Server()
+    old, new = Server(), Server("r2")
     first = outbox(tmp_path, old)
     first.log({"a": 1.0}, 1)
     first.close("FAILED")
-    second = outbox(tmp_path, new, run_id="r2")
+    second = outbox(tmp_path, new)
     second.log({"a": 2.0}, 2)
     second.close("FINISHED")
     assert new.values() == {1: {"a": 1.0}, 2: {"a": 2.0}}
@@ -177,9 +178,9 @@ def test_drain__at_most_a_thousand_points_a_call_and_each_call_is_acknowledged(t
         spool.log({f"m{i}": float(i) for i in range(400)}, step)
     spool.log({f"m{i}": float(i) for i in range(2500)}, 7)
     server = Server()
-    assert drain(tmp_path, server, run_id="r") == 7 * 400 + 2500
+    assert drain(tmp_path, server) == 7 * 400 + 2500
     assert max(server.calls) <= MAX_POINTS and sum(server.calls) == len(server.received) == 5300
-    assert acknowledged(tmp_path, run_id="r") == spool.path.stat().st_size
+    assert acknowledged(tmp_path, run_id="r1") == spool.path.stat().st_size
 
 
 def test_drain__a_failure_half_way_keeps_what_was_taken(tmp_path: Path) -> None:
@@ -196,9 +197,9 @@ def test_drain__a_failure_half_way_keeps_what_was_taken(tmp_path: Path) -> None:
 
     server.points = fails_third  # type: ignore[method-assign]
     with pytest.raises(ConnectionError):
-        drain(tmp_path, server, run_id="r")
+        drain(tmp_path, server)
     server.points = real  # type: ignore[method-assign]
-    assert drain(tmp_path, server, run_id="r") == 4 * 600
+    assert drain(tmp_path, server) == 4 * 600
     assert len(server.received) == 3600
 
 

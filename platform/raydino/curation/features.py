@@ -22,7 +22,7 @@ BEFORE = b"raydino.fingerprint.before"
 """Of a table that has grown: how many rows it had, and their stamp. Until the grown manifest is written, those are the table."""
 VERSIONS = {name: metadata.version(name) for name in ("pillow", "opencv-python-headless", "numpy")}
 """What decodes and resizes; with another version all is computed again."""
-SCORES = ("mean", "std", "entropy", "sharpness", "fineness")
+SCORES = ("mean", "std", "entropy", "sharpness", "fineness", "colours", "inside")
 SCHEMA = pa.schema(
     [
         ("id", ID),
@@ -70,7 +70,7 @@ def features_path(split: str) -> str:
 
 def features_stamp(manifest: Manifest) -> str:
     """What a table of features must bear under `STAMP` to be those of a manifest's images, as this software computes them."""
-    return f"{SPEC}:{VERSIONS}:{manifest.files_digest}"
+    return f"{SPEC}:{SCORES}:{VERSIONS}:{manifest.files_digest}"
 
 
 def known_rows(marks: Mapping[bytes, bytes] | None, stamp: str, rows: int) -> int | None:

@@ -32,6 +32,7 @@ MARGIN = 1 / 256  # of the energy below: a sixteenth of the rms of the coefficie
 WORKING = 128  # least shorter side, pixels, to which an image is averaged down first: a factor of 1 to 2 above it
 FLAT = 10  # grey levels that a row of a border may span: compression rings beside an edge
 MOST_BORDER = 64  # 256ths of a side that count as border at each end: more, and little of the thumbnail would be left
+GRID = 64  # pixels by pixels at least, of which colours are counted
 PATCH = 128  # side of the centre patch whose fineness is measured, pixels
 SIZES_AT_HAND = 512  # sides whose basis is kept, about 100 kB each; an image is averaged down to few different ones
 
@@ -63,6 +64,11 @@ class Fingerprint:
     fineness: float
     """Energy of second differences of neighbours over that of every other pixel, in a centre patch: about 0.1 after
     enlarging to double size, 0.2 to 0.8 in photographs as taken, 1 for noise and for flat patches."""
+    colours: int
+    """Different colours among at least 64 × 64 pixels of an even grid: at most 256 where colour was lost to grey or a palette,
+    as a rule more than 1,000 in photographs."""
+    inside: float
+    """Share of the area that the picture has, without the image's border."""
 
 
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
@@ -88,6 +94,8 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
         entropy=_entropy(grey),
         sharpness=_sharpness(grey),
         fineness=_fineness(full),
+        colours=_colours(image),
+        inside=float((256 - border[:2].sum(dtype=int)) * (256 - border[2:].sum(dtype=int))) / 256**2,
     )
 
 
@@ -210,6 +218,12 @@ def _sharpness(grey: NDArray[np.uint8]) -> float:
     size = tuple(max(1, round(side * scale)) for side in reversed(grey.shape))
     small = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR)
     return float(cv2.meanStdDev(cv2.Laplacian(small, cv2.CV_16S))[1][0, 0] ** 2)
+
+
+def _colours(image: NDArray[np.uint8]) -> int:
+    down, across = (max(1, side // GRID) for side in image.shape[:2])
+    seen = image[::down, ::across].astype(np.uint32)
+    return len(np.unique(seen[..., 0] << 16 | seen[..., 1] << 8 | seen[..., 2]))
 
 
 def _fineness(grey: NDArray[np.uint8]) -> float:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from raydino.config import ConfigError
 from raydino.curation.archives import SourceError
 from raydino.curation.features import SCHEMA, STAMP, features_path, features_stamp
+from raydino.curation.notes import notes
 from raydino.curation.sources import Part, SourceImage
 from raydino.data.decode import ImageHeader, Undecodable
 from raydino.keyed import key64
@@ -199,6 +200,7 @@ class Ledger:
         self.seen = self.labelled = 0
         self.kept = set(kept)
         self.bad: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.by_split: Counter[str] = Counter()
         self.digests = {"validate": hashlib.sha256(), "deduplicate": hashlib.sha256()}
 
@@ -213,6 +215,7 @@ class Ledger:
             self.outputs.decide(identity, image.path, reason=verdict.reason)
             self.check(final=False)
             return
+        self.notes.update(notes(verdict, image.path))
         self.digests["deduplicate"].update(identity)
         if identity in self.kept:
             self.outputs.decide(identity, image.path, reason=DUPLICATE, evidence=identity)
@@ -297,4 +300,5 @@ class Ledger:
             "classes": len(manifest.classes),
             "stages": {stage.name: stage.by_reason for stage in self.stages(inputs)},
             "skipped": dict(sorted(skipped.items())),
+            "notes": dict(sorted(self.notes.items())),
         }

@@ -21,7 +21,7 @@ from raydino.curation.features import VERSIONS, Progress, features, features_sta
 from raydino.curation.findings import Findings, Images, find
 from raydino.curation.fingerprint import SPEC
 from raydino.curation.judge import Limits, Verdict, judge
-from raydino.curation.retrieve import NEIGHBOURS, near_queries
+from raydino.curation.retrieve import NEIGHBOURS, Retrieved, in_cells_of_queries, near_queries
 from raydino.curation.spread import Spread, here
 from raydino.shards.keep import ALL, KeepMask, write_mask
 from raydino.shards.manifest import FILE_NAME, Manifest, Stage, load
@@ -44,10 +44,12 @@ class Embedding:
     """A folder of queries: of the images that stay only those near to one of them are kept."""
     retrieved: int = NEIGHBOURS
     """Images for each query."""
+    cells: int | None = None
+    """Cells of the images that stay, of which those with several queries are kept instead; None for the nearest images."""
     balance: float | None = None
     """Rows of an epoch as a share of those that stay, balanced by weights; None leaves all weights 1."""
     seed: int = 0
-    """Of the cells of balancing."""
+    """Of all cells."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +212,9 @@ def _shaped(verdict: Verdict, found: Findings, embedding: Embedding, images: _Re
     assert vectors is not None
     reason, weight = list(mask.reason), None
     if embedding.towards is not None:
-        queries = images.vectors(open_collection(embedding.towards), "queries")
         staying = np.flatnonzero(mask.keep)
-        asked = near_queries(_described(vectors[staying]), _described(queries), neighbours=embedding.retrieved)
+        queries = images.vectors(open_collection(embedding.towards), "queries")
+        asked = _asked(_described(vectors[staying]), _described(queries), embedding)
         for row in np.setdiff1d(staying, staying[asked.rows]).tolist():
             reason[row] = NOT_RETRIEVED
     mask = KeepMask(tuple(reason), mask.evidence, mask.distance)
@@ -230,6 +232,13 @@ def _shaped(verdict: Verdict, found: Findings, embedding: Embedding, images: _Re
         weight[staying] = weights(tree, max(1, round(embedding.balance * len(staying))), seed=embedding.seed)
     shaped = KeepMask(mask.reason, mask.evidence, mask.distance, weight)
     return Verdict(shaped, verdict.representative, verdict.leaks, verdict.leaked, verdict.inside)
+
+
+def _asked(pool: NDArray[np.float32], queries: NDArray[np.float32], embedding: Embedding) -> Retrieved:
+    """Rows of the pool that the queries ask for, by either of the two published ways."""
+    if embedding.cells is None:
+        return near_queries(pool, queries, neighbours=embedding.retrieved)
+    return in_cells_of_queries(pool, queries, cells=embedding.cells, seed=embedding.seed)
 
 
 def _described(vectors: Vectors) -> NDArray[np.float32]:
@@ -252,6 +261,7 @@ def _entered(
             "neighbours": embedding.neighbours,
             "towards": embedding.towards and redacted(embedding.towards),
             "retrieved": embedding.retrieved,
+            "cells": embedding.cells,
             "balance": embedding.balance,
         }
     stage = Stage(

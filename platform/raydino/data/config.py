@@ -11,7 +11,7 @@ from raydino.views import Normalisation, Positive
 class DataConfig(Config):
     """Which images, in which order, and how bad ones are met."""
 
-    path: str = "builtin"
+    path: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = "builtin"
     """A curated folder, a Hugging Face style Parquet folder (local or s3:// gs:// …), or `builtin` for generated images."""
     split: str = "train"
     """Split to train on, where the folder names splits."""

@@ -217,7 +217,7 @@ def _rows_of(chunk: pa.FixedSizeBinaryArray) -> "Pixels":
 
 
 def _none_decodable(met: Bad) -> TooManyBadImages:
-    first = f"{met[0][1] or met[0][0].hex()}: {met[0][2]}"
+    first = f"{ascii(met[0][1]) if met[0][1] else met[0][0].hex()}: {met[0][2]}"  # a path may hold line breaks
     return TooManyBadImages(
         f"none of the {len(met)} images of a window can be decoded (the first, {first}); check the shards."
     )

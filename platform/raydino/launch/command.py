@@ -6,6 +6,7 @@ reads the same wherever it was made. Fields are flattened to one level first, be
 into sub-commands. Order: preset, then `--config`, then flags. Importing this file loads no torch, Ray or MLflow.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -20,6 +21,7 @@ import tyro
 from raydino.config import Config, ConfigError, read_yaml_file
 from raydino.launch.cluster import ClusterConfig
 from raydino.recipe import Recipe
+from raydino.tracking.redact import redact_text
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -121,9 +123,9 @@ def leaves(config: Config, prefix: str) -> Iterator[Leaf]:
 
 
 def say(text: str) -> None:
-    """Print to stdout; when the reader has gone (`| head`), leave quietly."""
+    """Print to stdout, secrets hidden; when the reader has gone (`| head`), leave quietly."""
     try:
-        print(text, flush=True)
+        print(redact_text(text), flush=True)
     except BrokenPipeError:
         # The interpreter flushes stdout once more at exit, and would complain about the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,9 +133,10 @@ def say(text: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print an error, one line per fault, to stderr and leave with exit code 2."""
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    """Print an error, one line per fault and secrets hidden, to stderr and leave with exit code 2."""
+    with contextlib.suppress(BrokenPipeError):
+        for line in redact_text(message).splitlines():
+            print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -69,7 +69,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     add("--name", default="", help="of the keep-mask, beside the folder's own; train with --data.keep NAME")
     add("--towards", help="keep only what is near to an image of this folder (needs --embed)")
-    add("--retrieved", type=int, default=4, help="images for each of those (4)")
+    add("--retrieved", type=int, default=4, help="images for each of those (4; published 32 for a small set)")
+    add(
+        "--cells",
+        type=int,
+        help="keep instead the cells of this many with more than 3 of those; published for small sets, 7,440 images a cell",
+    )
     add("--balance", type=float, help="images of an epoch as a share of those that stay, balanced (needs --embed)")
     add(
         "--on",
@@ -101,6 +106,8 @@ def _carry_out(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--against is for screening; leave out --no-screen")
     if (options.towards or options.balance is not None) and not options.embed:
         parser.error("--towards and --balance compare descriptors; add --embed")
+    if options.cells is not None and not options.towards:
+        parser.error("--cells says how --towards retrieves; add --towards")
     return _run(options)
 
 
@@ -171,6 +178,7 @@ def _embedding(options: argparse.Namespace) -> "Embedding | None":
         neighbours=DINOV2.neighbours if options.rule == "dinov2" else None,
         towards=options.towards,
         retrieved=options.retrieved,
+        cells=options.cells,
         balance=options.balance,
         seed=options.seed or 0,
     )
@@ -229,6 +237,8 @@ def _ingest(options: argparse.Namespace, spread: "Spread | None") -> None:
     for split, count in summary["splits"].items():
         _line(f"  {split}", count)
     _line("classes", summary["classes"])
+    for note, count in summary["notes"].items():
+        _line(note, count)
     for kind, count in summary["skipped"].items():
         _line(f"passed over: {kind}", count)
 

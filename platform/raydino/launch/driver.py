@@ -93,8 +93,9 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     """Fill the run's folder and make its MLflow run."""
     from raydino.launch.failure import ERRORS, FAILURE
     from raydino.launch.job import Job
-    from raydino.launch.worker import STOP
+    from raydino.launch.wishes import STOP
     from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
+    from raydino.tracking.outbox import recorded_run
 
     recipe, cluster, run_dir = command.recipe, command.cluster, meant.run_dir
     for leftover in (STOP, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
@@ -117,7 +118,8 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
             dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
             recipe_yaml=recipe.to_yaml(),
             cluster_yaml=cluster.to_yaml(),
-            run_id=known.get("mlflow_run_id"),
+            run_id=recorded_run(run_dir) or known.get("mlflow_run_id"),
+            run_dir=run_dir,
         )
     except TrackerUnavailable as error:
         say(f"warning  {error}")
@@ -134,6 +136,7 @@ def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
     from raydino.launch.progress import Watch
     from raydino.launch.summary import summarise
     from raydino.tracking.mlflow_run import finish, run_page
+    from raydino.tracking.outbox import recorded_run
 
     with start_ray(job.cluster, store=store):
         stop, training = _Stop(job.run_dir), Training(job)
@@ -144,6 +147,9 @@ def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
             say(f"error: another driver has taken over {job.run_dir} while this one was held up; leaving it alone.")
             return 1
         error = training.error()
+        job = replace(
+            job, mlflow_run_id=recorded_run(job.run_dir) or job.mlflow_run_id
+        )  # the tracker may have come back
         # Said before Ray goes: after a failure its own thread may still use it, and Ray then ends the process on the spot.
         summary = summarise(job.run_dir, job.recipe, mlflow_run_id=job.mlflow_run_id)
         if error is not None:
@@ -177,7 +183,7 @@ class _Stop:
             signal.signal(kind, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        from raydino.launch.worker import STOP
+        from raydino.launch.wishes import STOP
 
         if self.status:
             os._exit(self.status)

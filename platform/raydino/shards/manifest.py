@@ -6,26 +6,35 @@ JSON with one line per shard, to be read by people and compared by `diff`.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from raydino.config import Config, explain
-from raydino.shards.schema import ID_BYTES, Folder, ShardError, with_retries
+from raydino.shards.retries import with_retries
+from raydino.shards.schema import ID_BYTES, Folder, ShardError
 
 FILE_NAME = "manifest.json"
 VERSION = 1
 
 
+def _inside(path: str) -> str:
+    """A manifest may come from anybody: none of its names leads out of its folder."""
+    if not path or path.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", path) or "\0" in path or "://" in path:
+        raise ValueError("leads out of the folder; curate the images again")
+    return path
+
+
 class ShardFile(Config):
     """One Parquet file of a collection."""
 
-    path: str
-    """Path relative to the folder, with `/`."""
+    path: Annotated[str, AfterValidator(_inside)]
+    """Path relative to the folder, with `/`; never out of it."""
     split: str
     """Split that the rows belong to."""
     rows: int

@@ -9,7 +9,7 @@ open file, so it travels to remote tasks as it is and any thread may use it.
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
@@ -18,19 +18,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydino.shards.columns import check_columns, clean_labels, image_parts
 from raydino.shards.keep import masked, over_files, read_masks
 from raydino.shards.manifest import FILE_NAME, Manifest, ShardFile, load
+from raydino.shards.retries import is_transient, with_retries
 from raydino.shards.schema import (
     ID,
     Folder,
     Footer,
     ShardError,
+    ShardUnreachable,
     class_names,
     content_id,
     is_hidden,
     read_footer,
     split_of,
-    with_retries,
 )
 
 FOOTERS_KEPT = 64  # per process and collection; ~100 kB each
@@ -78,12 +80,12 @@ class Collection:
         wanted = ["image"] + ["id"] * known + ["label"] * ("label" in columns)
         table = self._read_columns(file, local, wanted)
         where = f"{self.folder}/{file.path}, row group {local}"
-        data, paths = _image_parts(table.column("image").combine_chunks(), where)
+        data, paths = image_parts(table.column("image").combine_chunks(), where)
         if known:
             ids = table.column("id").combine_chunks()
         else:
             ids = pa.array([content_id(value.as_buffer()) for value in data], type=ID)
-        labels = _clean_labels(table.column("label")) if "label" in columns else pa.nulls(len(data), pa.int64())
+        labels = clean_labels(table.column("label")) if "label" in columns else pa.nulls(len(data), pa.int64())
         return pa.table([ids, data, paths, labels], schema=_READ)
 
     def labels(self) -> np.ndarray:
@@ -95,7 +97,7 @@ class Collection:
                 continue
             for local in range(len(file.row_groups)):
                 column = self._read_columns(file, local, ["label"]).column("label")
-                parts.append(_clean_labels(column).fill_null(-1).to_numpy())
+                parts.append(clean_labels(column).fill_null(-1).to_numpy())
         return np.concatenate(parts)
 
     def keep(self) -> np.ndarray | None:
@@ -176,60 +178,10 @@ class Collection:
         try:
             return with_retries(read)
         except (OSError, pa.ArrowException) as error:
-            raise ShardError(
-                f"{self.folder}/{file.path}, row group {local}: cannot be read ({error}); fetch the shard again "
-                "from its source."
-            ) from None
-
-
-def check_columns(schema: pa.Schema, where: str) -> None:
-    """Check that a shard's columns are ones the reader understands. Raises ShardError naming `where`, the column and
-    its type.
-    """
-    if "image" not in schema.names:
-        raise ShardError(
-            f"{where}: no column 'image' in {schema.names}; rename the column that holds the encoded images."
-        )
-    kind = schema.field("image").type
-    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-        raise ShardError(
-            f"{where}: column 'image' is {kind}; it must be binary or struct<bytes: binary, path: string>."
-        )
-    if "label" in schema.names and not _is_label(schema.field("label").type):
-        raise ShardError(
-            f"{where}: column 'label' is {schema.field('label').type}; it must be an integer: cast or rename it."
-        )
-
-
-def _is_label(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_null(kind)
-
-
-def _image_parts(image: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:
-    """Bytes and paths of an image column, struct or plain binary. A null cell is an error: rows are counted by the
-    plan.
-    """
-    paths = pa.nulls(len(image), pa.string())
-    data = image
-    if isinstance(image, pa.StructArray):
-        fields = image.flatten()  # unlike `field`, it carries the nulls of the struct into its parts
-        data = fields[image.type.get_field_index("bytes")]
-        if (place := image.type.get_field_index("path")) >= 0:
-            paths = fields[place].cast(pa.string())
-    if data.null_count:
-        first = int(np.flatnonzero(data.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ShardError(
-            f"{where}: {data.null_count} of {len(data)} images have no bytes (first: row {first}); "
-            "embed the files into the shard or remove the rows."
-        )
-    return data.cast(pa.binary()), paths
-
-
-def _clean_labels(column: pa.ChunkedArray) -> pa.Array:
-    """int64 with null for missing; datasets write -1 for the labels of a hidden test set."""
-    labels = column.combine_chunks().cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-    return pa.array(labels, mask=labels < 0)
+            where = f"{self.folder}/{file.path}, row group {local}"
+            if is_transient(error):
+                raise ShardUnreachable(f"{where}: cannot be read now ({error}); the storage does not answer.") from None
+            raise ShardError(f"{where}: cannot be read ({error}); fetch the shard again from its source.") from None
 
 
 def open_collection(path: str, *, split: str | None = None, mask: str = "") -> Collection:
@@ -244,6 +196,7 @@ def open_collection(path: str, *, split: str | None = None, mask: str = "") -> C
     names = folder.files()
     if any(entry.path == FILE_NAME for entry in names):
         manifest = load(folder)
+        _check_sizes(folder, manifest, {entry.path: entry.size for entry in names})
     else:
         shards = [entry.path for entry in names if entry.path.endswith(".parquet") and not is_hidden(entry.path)]
         if not shards:
@@ -258,6 +211,25 @@ def open_collection(path: str, *, split: str | None = None, mask: str = "") -> C
     if not manifest.rows:
         raise ShardError(f"{folder}: 0 images in {len(manifest.files)} files; give a folder with images.")
     return Collection(folder, manifest)
+
+
+def _check_sizes(folder: Folder, manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Refuse a folder that lost or changed a shard before a run is planned on it; the listing tells at no cost.
+
+    What keeps its size is told from the manifest's by its footer when it is read first.
+    """
+    missing = [file.path for file in manifest.files if file.path not in sizes]
+    if missing:
+        raise ShardError(
+            f"{folder}: {len(missing):,} of {len(manifest.files):,} shards of the manifest are not there (the first, "
+            f"{missing[0]}); restore them or curate again."
+        )
+    for file in manifest.files:
+        if sizes[file.path] != file.bytes:
+            raise ShardError(
+                f"{folder}/{file.path}: changed since the manifest: {sizes[file.path]:,} bytes; the manifest says "
+                f"{file.bytes:,}. Restore the file or curate again."
+            )
 
 
 def _describe(folder: Folder, paths: Sequence[str]) -> Manifest:

@@ -9,13 +9,11 @@ gs:// or any fsspec URI.
 import hashlib
 import json
 import os
-import random
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -24,28 +22,22 @@ from fsspec.core import url_to_fs
 from pyarrow import fs
 
 from raydino.config import ConfigError
-
-T = TypeVar("T")
+from raydino.shards.retries import is_transient, with_retries
 
 ID = pa.binary(16)
 ID_BYTES = 16  # half of a sha256: the chance that two of 10⁹ images collide is 10⁻²¹
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-ATTEMPTS = 4  # one try and three retries
 TAIL = 1 << 16  # read at the end of a file in one request; holds most footers
 SPLITS = ("train", "test", "validation", "val", "valid", "dev", "eval")
 _NUMBERED = re.compile(r"^(?P<split>\w[\w.-]*?)(-b\d{3,})?-\d{5,}-of-\d{5,}\b")  # -b001: a batch added later
-_HOPELESS = (
-    "ACCESS_DENIED",
-    "NO_SUCH_BUCKET",
-    "INVALID_ACCESS_KEY",
-    "SIGNATURE_DOES_NOT_MATCH",
-    "PERMISSION",
-    "CREDENTIALS",
-)
 
 
 class ShardError(ConfigError):
     """A shard or manifest that cannot be used. The message names the file, the row group if any, and the remedy."""
+
+
+class ShardUnreachable(ShardError):
+    """Storage that did not answer, retries included: it says nothing against the shard, and may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +70,20 @@ class Folder:
         return f"{self.root}/{path}" if path else self.root
 
     def files(self) -> list[FileEntry]:
-        """All files below the folder in order of their paths; empty where there is no such folder."""
+        """All files below the folder in order of their paths; empty where there is no such folder. Raises ShardError where
+        storage refuses to list it."""
         if isinstance(self.fs, fs.LocalFileSystem):
             return sorted(_walk(Path(self.root)), key=lambda entry: entry.path)
         selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
-        found = with_retries(lambda: self.fs.get_file_info(selector))
+        try:
+            found = with_retries(lambda: self.fs.get_file_info(selector))
+        except OSError as error:
+            kind, remedy = (
+                (ShardUnreachable, "it may pass")
+                if is_transient(error)
+                else (ShardError, "check address and credentials")
+            )
+            raise kind(f"{self}: cannot be listed ({redacted(str(error))}); {remedy}.") from None
         start = len(self.root.rstrip("/")) + 1
         entries = [FileEntry(info.path[start:], info.size or 0) for info in found if info.type == fs.FileType.File]
         return sorted(entries, key=lambda entry: entry.path)
@@ -179,25 +180,6 @@ def redacted(address: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
-def with_retries(action: Callable[[], T]) -> T:
-    """Do `action`, again up to three times after an OSError that may pass; waits of about 0.2, 0.4 and 0.8 s with
-    jitter.
-
-    A missing file, a refused access and wrong credentials do not get better by asking again and are raised at once.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
-        except OSError as error:
-            if attempt == ATTEMPTS - 1 or any(word in str(error).upper() for word in _HOPELESS):
-                raise
-            # Drawn from the system: workers that failed together must not ask again together.
-            time.sleep(0.2 * 2**attempt * random.SystemRandom().uniform(0.5, 1.5))
-    raise AssertionError("unreachable")
-
-
 def content_id(data: bytes) -> bytes:
     """The id of an image: the first 16 bytes of the sha256 of its original bytes."""
     return hashlib.sha256(data).digest()[:ID_BYTES]
@@ -280,6 +262,10 @@ def read_footer(folder: Folder, path: str) -> Footer:
     try:
         size, data = with_retries(tail)
     except OSError as error:
+        if is_transient(error):
+            raise ShardUnreachable(
+                f"{folder}/{path}: cannot be read now ({error}); the storage does not answer."
+            ) from None
         raise ShardError(
             f"{folder}/{path}: cannot be read ({error}); restore the file or take it out of the folder."
         ) from None

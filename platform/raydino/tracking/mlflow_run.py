@@ -13,13 +13,21 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from raydino.tracking.opening import (
+    KEY_TAG,
+    DatasetRecord,
+    Opening,
+    TrackerUnavailable,
+    absolute_uri,
+    clean_params,
+)
 from raydino.tracking.outbox import Outbox, Point, Tracker, drain
-from raydino.tracking.redact import redact, redact_text
+from raydino.tracking.redact import redact_text
 from raydino.tracking.run import SYSTEM_GROUP, Status
 from raydino.tracking.spool import Spool
 
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
 
-_PARAMS, _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _NAME_LENGTH = 100, 6000, 8000, 36, 250  # MLflow's limits
+_PARAMS, _DIGEST_LENGTH, _NAME_LENGTH = 100, 36, 250  # MLflow's limits; those of texts are kept in opening.py
 _SQLITE = "sqlite:///"
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not one of language models
 _LOCAL_PAGE = "http://127.0.0.1:5000"  # where `make ui` serves a local store
@@ -38,37 +46,33 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # 7 retries block for 4 minutes; the outbox retries better
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # MLflow ships true: a model it loads could run code here
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _logger = logging.getLogger(__name__)
 
 
-class TrackerUnavailable(ConnectionError):
-    """The tracking server does not answer. Training can go on with the spool alone; `replay` sends it later."""
-
-
-@dataclass(frozen=True)
-class DatasetRecord:
-    """What a run was trained on."""
-
-    name: str
-    """Name of the data set."""
-    digest: str
-    """Digest of its manifest."""
-    source: str
-    """Where it lies: a path or an address."""
-    rows: int
-    """Images in it."""
-
-
 class MLflowRun(Outbox):
     """A `Run` recorded in `spool` and in MLflow. See Outbox for what happens in an outage."""
 
-    def __init__(self, spool: Spool, *, tracking_uri: str, run_id: str, patience: float = 30.0) -> None:
-        """Go on recording the MLflow run `run_id`; nothing is imported or sent before the thread does it."""
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        tracking_uri: str,
+        run_id: str | None,
+        patience: float = 30.0,
+        retry: tuple[float, float] = (1.0, 30.0),
+    ) -> None:
+        """Go on recording the MLflow run `run_id`; nothing is imported or sent before the thread does it.
+
+        A run that the server does not have (None, or one that a new database has forgotten) is made by the thread as soon as
+        it can be, from the opening that `create_run` left in the folder, and gets the whole record.
+        """
         uri = absolute_uri(tracking_uri)
-        super().__init__(spool, run_id=run_id, connect=lambda: open_tracker(uri, run_id), patience=patience)
+        connect = partial(_connected, uri, run_id, spool.run_dir)
+        super().__init__(spool, connect=connect, retry=retry, patience=patience)
 
 
 def create_run(
@@ -82,39 +86,37 @@ def create_run(
     recipe_yaml: str,
     cluster_yaml: str | None = None,
     run_id: str | None = None,
+    run_dir: Path | None = None,
 ) -> str:
     """Create the MLflow run, or reopen `run_id` if the server has it; returns its id.
 
     Values over MLflow's limits are trimmed, secrets hidden; the full text of the parameters is the artifact
     recipe.yaml, with cluster.yaml beside it. Parameters cannot change in MLflow, so of a reopened run only new ones are
-    recorded, and new tags. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
+    recorded, and new tags. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`. What is
+    needed to open the run later is kept in `run_dir`.
 
     Raises:
         TrackerUnavailable: If the server does not answer or refuses.
     """
     uri = absolute_uri(tracking_uri)
+    opening = Opening.of(
+        experiment=experiment,
+        run_name=run_name,
+        params=params,
+        tags=tags,
+        dataset=dataset,
+        recipe_yaml=recipe_yaml,
+        cluster_yaml=cluster_yaml,
+        run_dir=run_dir,
+    )
     try:
-        client = _client(uri)
-        run = _reopened(client, run_id) if run_id else None
-        shown = {key: redact_text(value)[:_TAG_LENGTH] for key, value in tags.items()}
-        if run is not None:
-            for key in shown.keys() - run.data.tags.keys():
-                client.set_tag(run.info.run_id, key, shown[key])
-        else:
-            run = client.create_run(_experiment_id(client, uri, experiment), tags=shown, run_name=redact_text(run_name))
-            if dataset is not None:
-                client.log_inputs(run.info.run_id, [_dataset_input(dataset)])
-            client.log_text(run.info.run_id, redact_text(recipe_yaml), "recipe.yaml")
-            if cluster_yaml is not None:
-                client.log_text(run.info.run_id, redact_text(cluster_yaml), "cluster.yaml")
-        _log_params(client, run.info.run_id, params, known=set(run.data.params))
+        return _opened(_client(uri), uri, opening, run_id)
     except Exception as error:
         text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
         raise TrackerUnavailable(
             f"tracking_uri = {redact_text(uri)}: no run could be opened ({text}); start the server, "
             "give another address, or train with the spool alone"
         ) from None  # the cause holds the address with its password
-    return run.info.run_id
 
 
 def record_files(
@@ -135,7 +137,7 @@ def record_files(
     try:
         client = _client(uri)
         run = client.create_run(_experiment_id(client, uri, experiment), run_name=redact_text(run_name)).info.run_id
-        _log_params(client, run, params, known=set())
+        _log_params(client, run, clean_params(params), known=set())
         for name, value in metrics.items():
             client.log_metric(run, name, value)
         for path in files:
@@ -175,20 +177,7 @@ def finish(tracking_uri: str, run_id: str, status: Status) -> None:
 
 def replay(run_dir: Path, *, tracking_uri: str, run_id: str) -> int:
     """Send the metrics that MLflow has not acknowledged, after an outage; returns the number of points sent."""
-    return drain(Path(run_dir), open_tracker(absolute_uri(tracking_uri), run_id), run_id=run_id)
-
-
-def default_uri(storage: Path) -> str:
-    """The store of a single machine: `<storage>/mlflow.db`, artifacts beside it."""
-    return f"{_SQLITE}{Path(storage).resolve() / 'mlflow.db'}"
-
-
-def absolute_uri(tracking_uri: str) -> str:
-    """The address with a relative sqlite path made absolute: driver and workers have different working directories."""
-    path = tracking_uri.removeprefix(_SQLITE)
-    if not tracking_uri.startswith(_SQLITE) or path in ("", ":memory:"):
-        return tracking_uri
-    return _SQLITE + str(Path(path).resolve())
+    return drain(Path(run_dir), open_tracker(absolute_uri(tracking_uri), run_id))
 
 
 def open_tracker(tracking_uri: str, run_id: str) -> Tracker:
@@ -198,23 +187,23 @@ def open_tracker(tracking_uri: str, run_id: str) -> Tracker:
 
 class _MLflowTracker:
     def __init__(self, client: "MlflowClient", tracking_uri: str, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+        self._client, self.run_id = client, run_id
         self._monitor = _system_monitor(tracking_uri, run_id)
 
     def points(self, points: "Sequence[Point]") -> None:
         from mlflow.entities import Metric
 
         metrics = [Metric(point.name, point.value, round(point.time * 1000), point.step) for point in points]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def picture(self, name: str, path: Path, step: int) -> None:
         from PIL import Image
 
         with Image.open(path) as image:
-            self._client.log_image(self._run_id, image.convert("RGB"), key=name.replace(":", "-"), step=step)
+            self._client.log_image(self.run_id, image.convert("RGB"), key=name.replace(":", "-"), step=step)
 
     def artifact(self, path: Path) -> None:
-        self._client.log_artifact(self._run_id, str(path))
+        self._client.log_artifact(self.run_id, str(path))
 
     def system(self) -> dict[str, float]:
         # The monitor's own thread gives up for good at the first failed request, so only its sensors are used.
@@ -228,9 +217,9 @@ class _MLflowTracker:
 
     def status(self, status: str) -> None:
         if status == "RUNNING":
-            self._client.update_run(self._run_id, status=status)
+            self._client.update_run(self.run_id, status=status)
         else:
-            self._client.set_terminated(self._run_id, status=status)
+            self._client.set_terminated(self.run_id, status=status)
 
 
 def _mlflow() -> "ModuleType":
@@ -272,6 +261,42 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     return client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
 
 
+def _opened(client: "MlflowClient", uri: str, opening: Opening, run_id: str | None) -> str:
+    """The id of the run that the server has under `run_id` or the opening's key, else of a new one."""
+    run = _reopened(client, run_id) if run_id else None
+    if run is None:
+        experiment = _experiment_id(client, uri, opening.experiment)
+        asked = f"tags.`{KEY_TAG}` = '{opening.key}'"
+        found = client.search_runs([experiment], filter_string=asked, max_results=1)
+        run = _reopened(client, found[0].info.run_id) if found else None
+        if run is None:
+            run = _made(client, experiment, opening)
+    for key in opening.tags.keys() - run.data.tags.keys():
+        client.set_tag(run.info.run_id, key, opening.tags[key])
+    _log_params(client, run.info.run_id, opening.params, known=set(run.data.params))
+    return run.info.run_id
+
+
+def _made(client: "MlflowClient", experiment: str, opening: Opening) -> Any:
+    run = client.create_run(experiment, tags={**opening.tags, KEY_TAG: opening.key}, run_name=opening.run_name)
+    if opening.dataset is not None:
+        client.log_inputs(run.info.run_id, [_dataset_input(opening.dataset)])
+    client.log_text(run.info.run_id, opening.recipe_yaml, "recipe.yaml")
+    if opening.cluster_yaml is not None:
+        client.log_text(run.info.run_id, opening.cluster_yaml, "cluster.yaml")
+    return run
+
+
+def _connected(uri: str, run_id: str | None, run_dir: Path) -> Tracker:
+    """The door for a run that the server has for certain, made or found again if need be."""
+    opening, client = Opening.load(run_dir), _client(uri)
+    if opening is not None:
+        run_id = _opened(client, uri, opening, run_id)
+    if run_id is None:
+        raise LookupError("no run was opened, and the folder does not say how")
+    return _MLflowTracker(client, uri, run_id)
+
+
 def _reopened(client: "MlflowClient", run_id: str) -> Any:
     from mlflow.exceptions import MlflowException
 
@@ -280,31 +305,28 @@ def _reopened(client: "MlflowClient", run_id: str) -> Any:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+        run = None
+    if run is None or run.info.lifecycle_stage == "deleted":
         _logger.warning("MLflow has no run %s any more; a new one takes its whole record from the spool", run_id)
         return None
     client.update_run(run_id, status="RUNNING")
     return run
 
 
-def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, object], *, known: set[str]) -> None:
+def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str], *, known: set[str]) -> None:
     from mlflow.entities import Param
 
-    clean = {re.sub(r"[^A-Za-z0-9_. :/-]", "_", key)[:_NAME_LENGTH]: value for key, value in redact(params).items()}
-    new = [Param(key, _trimmed(value, _PARAM_LENGTH)) for key, value in clean.items() if key not in known]
+    new = [Param(key, value) for key, value in params.items() if key not in known]
     for start in range(0, len(new), _PARAMS):
         client.log_batch(run_id, params=new[start : start + _PARAMS])
-
-
-def _trimmed(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _dataset_input(dataset: DatasetRecord) -> "DatasetInput":
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = redact_text(dataset.source)
+    source = dataset.source
     record = Dataset(
-        name=redact_text(dataset.name)[:_NAME_LENGTH],
+        name=dataset.name[:_NAME_LENGTH],
         digest=dataset.digest[:_DIGEST_LENGTH],
         source_type=urlsplit(source).scheme or "local",
         source=json.dumps({"uri": source}),

@@ -42,6 +42,9 @@ class Point(NamedTuple):
 class Tracker(Protocol):
     """What the thread needs of a server; each call may raise anything when the server is away."""
 
+    run_id: str
+    """The server's name for the run; the offset on disk belongs to it."""
+
     def points(self, points: Sequence[Point]) -> None:
         """Record at most MAX_POINTS points."""
         ...
@@ -70,7 +73,6 @@ class Outbox:
         self,
         spool: Spool,
         *,
-        run_id: str,
         connect: Callable[[], Tracker],
         retry: tuple[float, float] = (1.0, 30.0),
         patience: float = 30.0,
@@ -79,12 +81,12 @@ class Outbox:
 
         Args:
             spool: The record on disk, open for writing.
-            run_id: The tracker's name for the run; the offset on disk belongs to it.
-            connect: Opens the server; called in the thread, and again after a failure.
+            connect: Opens the run at the server; called in the thread, and again after a failure. Where it comes back with
+                another `run_id`, since the server forgot the one before, the new run gets the whole record, pictures too.
             retry: First and longest pause between attempts in an outage, seconds.
             patience: Seconds that `close` waits for the server.
         """
-        self._spool, self._run_id, self._connect, self._retry, self._patience = spool, run_id, connect, retry, patience
+        self._spool, self._connect, self._retry, self._patience = spool, connect, retry, patience
         self._files: deque[tuple[str, Path, int]] = deque()  # name ("" for an artifact), path, step
         self._system: deque[Point] = deque(maxlen=10_000)  # the one thing not on disk, so bounded
         self._tracker: Tracker | None = None
@@ -156,10 +158,18 @@ class Outbox:
         if self._tracker is None:
             self._tracker = self._connect()
             self._tracker.status("RUNNING")  # a resumed run was FAILED or KILLED
+            if recorded_run(self._spool.run_dir) not in (None, self._tracker.run_id):
+                waiting = {path for _, path, _ in self._files}
+                self._files.extendleft(found for found in self._spool.pictures() if found[1] not in waiting)
+            _acknowledge(
+                self._spool.run_dir,
+                self._tracker.run_id,
+                acknowledged(self._spool.run_dir, run_id=self._tracker.run_id),
+            )
         if time.monotonic() - self._sampled >= _SYSTEM_SECONDS:
             self._sampled, now = time.monotonic(), time.time()
             self._system.extend(Point(name, value, self._step, now) for name, value in self._tracker.system().items())
-        drain(self._spool.run_dir, self._tracker, run_id=self._run_id)
+        drain(self._spool.run_dir, self._tracker)
         while self._system:
             some = list(self._system)[:MAX_POINTS]
             self._tracker.points(some)
@@ -198,7 +208,21 @@ def acknowledged(run_dir: Path, *, run_id: str) -> int:
         return 0
 
 
-def drain(run_dir: Path, tracker: Tracker, *, run_id: str) -> int:
+def recorded_run(run_dir: Path) -> str | None:
+    """The server's name of the run whose record was last sent from this folder; None where none was."""
+    try:
+        return str(json.loads((run_dir / SENT_FILE).read_text())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _acknowledge(run_dir: Path, run_id: str, upto: int) -> None:
+    temporary = run_dir / f"{SENT_FILE}.tmp"
+    temporary.write_text(json.dumps({"run_id": run_id, "bytes": upto}))
+    temporary.replace(run_dir / SENT_FILE)
+
+
+def drain(run_dir: Path, tracker: Tracker) -> int:
     """Send the spool from the acknowledged byte on, at most MAX_POINTS a call, and acknowledge each call on disk.
 
     Returns the number of points sent. Raises what the tracker raises; what it took before that is acknowledged.
@@ -208,11 +232,9 @@ def drain(run_dir: Path, tracker: Tracker, *, run_id: str) -> int:
     def send(batch: list[Point], upto: int) -> None:
         for start in range(0, len(batch), MAX_POINTS):
             tracker.points(batch[start : start + MAX_POINTS])
-        temporary = run_dir / f"{SENT_FILE}.tmp"
-        temporary.write_text(json.dumps({"run_id": run_id, "bytes": upto}))
-        temporary.replace(run_dir / SENT_FILE)
+        _acknowledge(run_dir, tracker.run_id, upto)
 
-    offset = acknowledged(run_dir, run_id=run_id)
+    offset = acknowledged(run_dir, run_id=tracker.run_id)
     batch: list[Point] = []
     start = offset
     for entry in entries(run_dir / METRICS_FILE, offset=offset):

@@ -56,15 +56,17 @@ class Spool:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.path = self.run_dir / METRICS_FILE
         self._clock = clock
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
+        self._unwritten = bytearray()  # what a full disk did not take
+        self._warned = False
         if self._file.tell() and not _ends_in_newline(self.path):
-            self._file.write(
-                b"\n"
-            )  # the previous process died inside a line; without this the next one would be lost too
-            self._file.flush()
+            self._append(b"\n")  # the previous process died inside a line; without this the next one would be lost too
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one line. Raises ValueError for a name that MLflow refuses, a reserved name or a negative step."""
+        """Append one line; on a full disk it waits in memory (about 1 kB a line) for the next call.
+
+        Raises ValueError for a name that MLflow refuses, a reserved name or a negative step.
+        """
         if step < 0:
             raise ValueError(f"step = {step}: steps count from 0")
         entry: dict[str, object] = {"step": int(step), "time": round(self._clock(), 3)}
@@ -77,17 +79,24 @@ class Spool:
                 odd[name] = str(value)
         if odd:
             entry["non_finite"] = odd
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self._append(json.dumps(entry, allow_nan=False).encode() + b"\n")
 
     def picture(self, name: str, image: "Image", step: int) -> Path:
         """Write pictures/NAME-step-N.png and return its path. Raises ValueError for a name that MLflow would refuse."""
         check_name(name)
-        folder = self.run_dir / PICTURES_FOLDER
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-step-{step:07d}.png"
-        image.save(path, compress_level=1)  # the loop waits for this; the default level takes four times as long
+        self._folder().mkdir(exist_ok=True)
+        path = self._folder() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-step-{step:07d}.png"
+        try:
+            image.save(path, compress_level=1)  # the loop waits for this; the default level takes four times as long
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            _logger.warning("%s was not written (%s); training goes on", path, error)
         return path
+
+    def pictures(self) -> list[tuple[str, Path, int]]:
+        """Name, file and step of the pictures on disk; a name has become that of a file, `/` being `-`."""
+        found = [(path, re.fullmatch(r"(.+)-step-(\d+)", path.stem)) for path in sorted(self._folder().glob("*.png"))]
+        return [(match[1], path, int(match[2])) for path, match in found if match]
 
     def artifact(self, path: Path) -> None:
         """Nothing to do for a file that is on disk; raises FileNotFoundError if it is not."""
@@ -96,7 +105,28 @@ class Spool:
 
     def close(self, status: Status) -> None:
         """Close the file; the status is the driver's to keep (summary.json)."""
+        self._append(b"")
+        if self._unwritten:
+            _logger.error(
+                "%s: the last %d bytes of the record could not be written and are lost", self.path, len(self._unwritten)
+            )
         self._file.close()
+
+    def _folder(self) -> Path:
+        return self.run_dir / PICTURES_FOLDER
+
+    def _append(self, data: bytes) -> None:
+        self._unwritten += data
+        try:
+            while self._unwritten:
+                del self._unwritten[: self._file.write(bytes(self._unwritten)) or 0]
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                _logger.warning(
+                    "%s cannot be written (%s); the record waits in memory, training goes on", self.path, error
+                )
+            self._warned = True
 
 
 def check_name(name: str) -> None:
