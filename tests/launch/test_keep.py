@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from raydino import collectives
+from raydino.config import ConfigError
 from raydino.launch import wishes
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.job import Job
 from raydino.launch.keep import FOLDER, Keeper
 from raydino.launch.record import SKIPPED, Record
-from raydino.launch.wishes import STOP, Wish, Wishes
+from raydino.launch.wishes import SAVE, STOP, Wish, Wishes
 from raydino.launch.worker import build_loop
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
@@ -161,6 +163,23 @@ def test_wishes__the_drivers_file_stops_and_a_notice_is_answered_once(tmp_path: 
     told.append(None)
     (tmp_path / STOP).touch()
     assert asked.after_step() == Wish(stop=True)
+
+
+def test_wishes__a_file_asks_for_a_save_until_it_is_answered(tmp_path: Path):
+    asked = Wishes(tmp_path, CPU)
+    (tmp_path / SAVE).touch()
+    assert [asked.after_step() for _ in range(2)] == [Wish(save=True)] * 2
+    asked.saved()
+    assert asked.after_step() == Wish() and not (tmp_path / SAVE).exists()
+
+
+def test_keeper__a_checkpoint_of_other_images_is_taken_up_where_the_change_was_allowed(tmp_path: Path):
+    job = a_job(tmp_path)
+    Keeper(job, a_loop(job), None).save(7, wait=True)
+    changed = replace(job, data_digest="another")
+    with pytest.raises(ConfigError, match="data: the checkpoint at step 7"):
+        Keeper(changed, a_loop(job), None).restore()
+    assert Keeper(replace(changed, data_before=("digest",)), a_loop(job), None).restore() == 7
 
 
 def _asks(folder: str):

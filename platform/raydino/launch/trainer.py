@@ -123,6 +123,7 @@ def _trainer(job: "Job") -> Any:
         sizes=cluster.sizes(lanes=recipe.lanes, global_batch=recipe.global_batch),
         spare=_reading(cluster),
         patience=cluster.start_timeout,
+        run_dir=job.run_dir,
     )
     return partial(ElasticTorchTrainer, policy=policy)
 

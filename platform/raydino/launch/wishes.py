@@ -1,4 +1,4 @@
-"""What the outside wants of a run while it trains: to stop, or to save because machines are about to be taken away."""
+"""What the outside wants of a run while it trains: to stop, or to save because machines are about to go or to come."""
 
 import time
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from raydino import collectives
 
 STOP = "STOP"
 """File in the run's folder: a wish to stop."""
+SAVE = "SAVE"
+"""File in the run's folder: a wish to save and go on; removed when that is done."""
 ASK = 5.0  # s between two questions about preemption: Ray itself looks as often, and an answer is a round trip of all ranks
 
 
@@ -21,7 +23,7 @@ class Wish:
     stop: bool = False
     """Save and leave."""
     save: bool = False
-    """Save at once, and wait for it, and go on: a node is announced to be lost."""
+    """Save at once, and wait for it, and go on: a node is announced to be lost, or the number of workers is about to change."""
     deadline: float | None = None
     """When, in seconds since 1970, if Ray knows."""
 
@@ -39,17 +41,23 @@ class Wishes:
         first = collectives.rank() == 0
         flags = [
             float(first and (self._run_dir / STOP).exists()),
+            float(first and (self._run_dir / SAVE).exists()),
             float(first and time.monotonic() - self._asked >= ASK),
         ]
         if collectives.world_size() > 1:
             flags = collectives.all_sum(torch.tensor(flags, device=self._device)).tolist()
-        stop, ask = (flag > 0 for flag in flags)
+        stop, save, ask = (flag > 0 for flag in flags)
         notice = self._notice() if ask else None
         return (
-            Wish(stop)
+            Wish(stop, save)
             if notice is None
             else Wish(stop, save=True, deadline=notice.deadline_ms and notice.deadline_ms / 1000)
         )
+
+    def saved(self) -> None:
+        """Tell who wished for it that the state is saved."""
+        if collectives.rank() == 0:
+            (self._run_dir / SAVE).unlink(missing_ok=True)
 
     def _notice(self) -> "ray.train.PreemptionInfo | None":
         """Which nodes Ray says are to be lost; None if that has been answered with a checkpoint already."""

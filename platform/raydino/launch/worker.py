@@ -122,7 +122,8 @@ def _follow(
         with record.rate.paused(), watchdog.patience():
             if wish.save:
                 record.note(keeper.save(done, wait=True))
-                log.warning("step %d: saved, because nodes are to be taken away (%s)", done, wish)
+                wishes.saved()
+                log.warning("step %d: saved, because nodes are about to go or to come (%s)", done, wish)
             if last or _due(done, recipe.cadence.evaluate, recipe.steps):
                 judge.evaluate(done)
             if last or wish.stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
