@@ -86,6 +86,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return noted
 
 
+@pytest.mark.fault  # seconds of one core
 def test_row_34__no_bit_of_a_hundred_flips_without_being_noticed(golden, waits) -> None:
     """F9. Either it is refused, or it struck a byte that means nothing and the same images come in the same order."""
     root, shard, expected = golden
@@ -347,7 +348,7 @@ def test_row_40__a_path_in_a_foreign_shard_breaks_no_line_of_a_message(tmp_path:
     assert len(str(stopped.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("every", [100, 33])
+@pytest.mark.parametrize("every", [100, pytest.param(33, marks=pytest.mark.fault)])
 def test_f10__a_bad_image_is_named_once_and_filled_by_one_that_depends_on_bytes_alone(
     every: int, tmp_path: Path
 ) -> None:

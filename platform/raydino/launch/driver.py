@@ -22,6 +22,7 @@ from raydino.launch.command import Command, fail, parse, say
 from raydino.launch.machine import this_machine
 from raydino.launch.preflight import check, store_fault
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
+from raydino.tracking.redact import redact_text
 
 if TYPE_CHECKING:
     from raydino.launch.inputs import Inputs
@@ -85,7 +86,7 @@ def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") 
         for path in run_dir.glob(leftover):
             path.unlink()
     (run_dir / "recipe.yaml").write_text(recipe.to_yaml())
-    (run_dir / "cluster.yaml").write_text(cluster.to_yaml())
+    (run_dir / "cluster.yaml").write_text(redact_text(cluster.to_yaml()))  # for people: nothing reads it back
     known = json.loads((run_dir / RUN_FILE).read_text()) if (run_dir / RUN_FILE).exists() else {}
     manifest = inputs.collection.manifest
     try:
