@@ -69,7 +69,8 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def train_here() -> Callable[..., Iterator[Any]]:
-    """Step reports of a recipe on a curated folder in this process: the whole chain but Ray, on one thread."""
+    """Step reports of a recipe on a curated folder in this process: the whole chain but Ray, on one thread. `watched` is what
+    the batches pass through."""
     import torch
 
     from raydino.data.fetch import local_windows
@@ -79,7 +80,7 @@ def train_here() -> Callable[..., Iterator[Any]]:
     from raydino.launch.worker import build_loop
     from raydino.train.steps import training_steps
 
-    def train(recipe: Any, folder: Path) -> Iterator[Any]:
+    def train(recipe: Any, folder: Path, *, watched: Callable[[Any], Any] = lambda stream: stream) -> Iterator[Any]:
         inputs = open_inputs(recipe.override({"data.path": str(folder)}), str(folder))
         loop = build_loop(recipe, ClusterConfig(), torch.device("cpu"))
         torch.set_num_threads(1)
@@ -96,7 +97,7 @@ def train_here() -> Callable[..., Iterator[Any]]:
             on_bad=lambda bad: None,
             read=local_windows,
         )
-        yield from training_steps(loop, stream)
+        yield from training_steps(loop, watched(stream))
 
     return train
 

@@ -1,7 +1,7 @@
 """Recipe: everything that changes the result of a run, and nothing about machines (that is launch/cluster.py).
 
-It knows every config class and holds no logic beyond the checks between them. The fingerprint leaves out the name and the
-cadence, so renaming a run or logging more often does not make it another experiment.
+It knows every config class and holds no logic beyond the checks between them. The fingerprint leaves out the name, the
+cadence and the guards, so renaming a run or logging more often does not make it another experiment.
 """
 
 import re
@@ -14,10 +14,10 @@ from raydino.data.config import DataConfig
 from raydino.evals.config import EvaluationConfig, KNNConfig
 from raydino.methods.config import DINOv2Config, MethodConfig
 from raydino.nn.config import BackboneConfig
-from raydino.train.config import Cadence, OptimConfig
+from raydino.train.config import Cadence, Guards, OptimConfig
 from raydino.views import Positive, Views
 
-NOT_IN_FINGERPRINT = frozenset({"name", "cadence"})
+NOT_IN_FINGERPRINT = frozenset({"name", "cadence", "guards"})
 
 
 class Recipe(Config):
@@ -45,6 +45,8 @@ class Recipe(Config):
     """Evaluations on the teacher, by name."""
     cadence: Cadence = Cadence()
     """How often to log, evaluate and save."""
+    guards: Guards = Guards()
+    """What to do about losses that are not finite, spikes, and checkpoints that cannot be saved."""
 
     @property
     def id(self) -> str:

@@ -213,3 +213,13 @@ def test_fingerprint__colours_tells_grey_and_palettes():
     grey = np.asarray(Image.fromarray(photo).convert("L").convert("RGB"))
     palette = np.asarray(Image.fromarray(photo).quantize(64).convert("RGB"))
     assert fingerprint(grey).colours <= 256 and fingerprint(palette).colours <= 64
+
+
+def test_fingerprint__inside_is_the_share_without_the_border():
+    photo = scene(3, height=200, width=300)
+    framed = np.full((240, 400, 3), 255, np.uint8)
+    framed[20:220, 50:350] = photo
+    assert fingerprint(photo).inside == 1.0
+    assert (
+        0.6 < fingerprint(framed).inside < 200 * 300 / (240 * 400)
+    )  # a row and a column more are left off at each end

@@ -13,6 +13,7 @@ from raydino.launch import driver, failure
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.command import Command, say
 from raydino.launch.inputs import open_inputs
+from raydino.launch.resume import Meant
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import DatasetRecord, MLflowRun, create_run, record_files
 from raydino.tracking.opening import default_uri
@@ -122,7 +123,8 @@ def test_run__nothing_in_its_folder_before_training_starts(
     inputs = open_inputs(recipe, str(small_images))
     run_dir = tmp_path / recipe.id
     command = Command(recipe, cluster, "no", dry_run=False)
-    driver._prepare(command, run_dir, str(small_images), inputs)
+    run_dir.mkdir()
+    driver._prepare(command, Meant(run_dir), str(small_images), inputs)
     names = {path.name for path in run_dir.iterdir()}
     assert names >= {"recipe.yaml", "cluster.yaml", "run.json", "opening.json"}
     assert found(*everything(run_dir)) == []

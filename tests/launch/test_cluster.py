@@ -1,15 +1,10 @@
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from raydino.config import ConfigError
-from raydino.launch import cluster as module
-from raydino.launch.cluster import ClusterConfig, divisors, start_ray, worker_environment
+from raydino.launch.cluster import ClusterConfig, divisors, worker_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,66 +83,6 @@ def test_worker_environment__only_what_is_listed(monkeypatch):
     assert "OMP_NUM_THREADS" not in worker_environment(0)
 
 
-def test_start_ray__nobody_at_the_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (
-        pytest.raises(ConfigError, match="nobody answers"),
-        start_ray(_joining(f"127.0.0.1:{port}")),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("address", ["nonsense", "host:port", "ray://", "host:99999999"])
-def test_start_ray__address_that_is_none(address):
-    with pytest.raises(ConfigError, match=r"cluster\.address"), start_ray(_joining(address)):
-        pass
-
-
-def test_cannot_join__never_shows_the_token(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc123secret")
-    text = module._cannot_join("auto", RuntimeError("401: bad token abc123secret"))
-    assert "abc123secret" not in text
-    assert "RAY_AUTH_TOKEN_PATH" in text
-    assert "versions of Python and Ray" in module._cannot_join("auto", RuntimeError("Version mismatch: Ray 2.9"))
-
-
-@pytest.mark.ray
-def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_path):
-    script = tmp_path / "driver.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from raydino.launch.cluster import ClusterConfig, start_ray\n"
-        "import os\n"
-        "before = dict(os.environ)\n"
-        "with start_ray(ClusterConfig(workers=2, object_store_mb=100)):\n"
-        "    import ray\n"
-        "    @ray.remote\n"
-        "    def where():\n"
-        "        import os, raydino.recipe\n"
-        "        return raydino.recipe.__file__, os.environ['NO_ALBUMENTATIONS_UPDATE']\n"
-        "    print(*ray.get(where.remote()), ray.cluster_resources()['CPU'] >= 3)\n"
-        "    with start_ray(ClusterConfig()):\n"
-        "        pass\n"
-        "    print(ray.is_initialized())\n"
-        "print(ray.is_initialized(), {k for k in before if os.environ.get(k) != before[k]})\n"
-    )
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS", "NO_ALBUMENTATIONS_UPDATE")
-    }
-    command = [sys.executable, str(script), str(ROOT / "platform")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    path = ROOT / "platform" / "raydino" / "recipe.py"
-    assert done.stdout.splitlines() == [f"{path} 1 True", "True", "False set()"]
-    assert done.stderr.strip() == ""
-
-
-def _joining(address):
-    return ClusterConfig(address=address)
-
-
 @pytest.mark.parametrize(
     ("changes", "has", "where"),
     [
@@ -174,3 +109,35 @@ def test_store_bytes__a_share_of_the_memory_where_there_are_gpus():
     assert ClusterConfig().store_bytes(gpus=1, memory=100 * 2**30, shared=64 * 2**20) == 600 * 2**20  # a container
     assert ClusterConfig().store_bytes(gpus=1, memory=100 * 2**30, shared=20 * 2**30) == 19 * 2**30
     assert ClusterConfig(object_store_mb=200).store_bytes(gpus=1, **large) == 200 * 2**20
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("workers", "batch"), [(4, 96), (6, 96), (8, 64), (12, 144)])
+def test_accumulate_on__fewer_workers_take_more_micro_batches_of_no_more_images(
+    workers: int, batch: int, accumulate: int
+):
+    cluster = ClusterConfig(workers=workers, accumulate=accumulate)
+    images = batch // (workers * accumulate)
+    assert cluster.accumulate_on(workers, batch) == accumulate
+    for fewer in (n for n in range(1, workers + 1) if batch % n == 0):
+        parts = cluster.accumulate_on(fewer, batch)
+        assert batch % (fewer * parts) == 0 and batch // (fewer * parts) <= images
+        assert not [p for p in range(1, parts) if batch % (fewer * p) == 0 and batch // (fewer * p) <= images]
+
+
+def test_sizes__only_what_shares_the_lanes():
+    assert ClusterConfig(workers=4).sizes(lanes=8, global_batch=64) == [4]
+    assert ClusterConfig(workers=8, min_workers=2).sizes(lanes=8, global_batch=64) == [2, 4, 8]
+    assert ClusterConfig(workers=4, min_workers=1).sizes(lanes=12, global_batch=24) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"workers": 2, "min_workers": 3}, "lower it"),
+        ({"workers": 2, "min_workers": 1, "max_failures": 0}, "max_failures"),
+    ],
+)
+def test_cluster_config__an_elastic_one_that_cannot_be(fields, word):
+    with pytest.raises(ConfigError, match=word):
+        ClusterConfig().override(fields)

@@ -40,6 +40,7 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
     ("given", "words"),
     [
         ({"cluster": {"workers": 3}}, ["cluster.workers = 3", "lanes = 8", "[1, 2, 4, 8]"]),
+        ({"cluster": {"workers": 8, "min_workers": 3}}, ["cluster.min_workers = 3", "lanes = 8", "[1, 2, 4]"]),
         ({"cluster": {"accumulate": 48}}, ["global_batch = 64", "cluster.accumulate = 48"]),
         (
             {"recipe": {"global_batch": 8}, "cluster": {"workers": 8}},

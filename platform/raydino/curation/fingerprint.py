@@ -67,6 +67,8 @@ class Fingerprint:
     colours: int
     """Different colours among at least 64 × 64 pixels of an even grid: at most 256 where colour was lost to grey or a palette,
     as a rule more than 1,000 in photographs."""
+    inside: float
+    """Share of the area that the picture has, without the image's border."""
 
 
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
@@ -93,6 +95,7 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
         sharpness=_sharpness(grey),
         fineness=_fineness(full),
         colours=_colours(image),
+        inside=float((256 - border[:2].sum(dtype=int)) * (256 - border[2:].sum(dtype=int))) / 256**2,
     )
 
 

@@ -22,9 +22,9 @@ from raydino.shards.keep import KeepMask
 LEAKED, LEAKED_ALIKE, PLACEHOLDER = "leaked", "leaked by embedding", "placeholder"
 SAME_PIXELS, SAME_PICTURE, SAME_ALIKE = "same pixels", "same picture", "same by embedding"
 LEAK_RADIUS = 64  # bits; looser than between training images, as for LVD-142M
-BORDERED = 0.5  # a frame of a tenth on each side is a third of all pixels
 LARGE = 1000  # images of a group that someone should look at
 PALETTE = 256  # colours of a grey image or a palette, at most; a copy with twice as many lost none
+WIDER, ALIKE = 1.05, 1.02  # area of an image over that of a copy with as much of the picture: the rest is a border
 SMALLER, FINER = 0.6, 2.0  # area and fineness of the copy from which an image was enlarged, over its own
 
 
@@ -165,19 +165,19 @@ def quality(features: Features, limits: Limits) -> NDArray[np.str_]:
 def best_copy_rank(features: Features, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """[N], 0 for the copy to be preferred to all others: more pixels, then more bytes for each of them, then the lesser id.
 
-    An image with a border counts half. One that a pair (`first`, `second` [E]) joins to a smaller copy twice as fine was enlarged
-    and counts for less than that: of 200 photographs enlarged to double size nine in ten are found so, of originals beside their
-    halves less than one in a hundred. Grey, or a palette, counts for less than a copy in more colours that is not much smaller.
+    Of two that a pair (`first`, `second` [E]) joins, one counts for less than the other although it has more pixels: where it is
+    half as fine, since it was enlarged (of 200 photographs enlarged to double size nine in ten are found so, of originals beside
+    their halves less than one in a hundred); where it is larger by a border alone; and where it is grey or has a palette.
     A total order without chance: ids are content hashes, so no place or order of files counts.
     """
     area, fineness, colours = features.area, features.scores["fineness"], features.scores["colours"]
-    true = np.where(features.table.bordered >= 0, BORDERED * area, area)
-    for large, small in ((first, second), (second, first)):
-        grown = (fineness[small] > FINER * fineness[large]) & (area[small] < SMALLER * area[large])
-        np.minimum.at(true, large[grown], 0.99 * true[small[grown]])
-    for poor, rich in ((first, second), (second, first)):
-        faded = (colours[poor] <= PALETTE) & (colours[rich] > 2 * colours[poor]) & (area[rich] > SMALLER * area[poor])
-        np.minimum.at(true, poor[faded], 0.99 * true[rich[faded]])
+    true, picture = area.astype(float), area * features.scores["inside"].astype(float)
+    for worse, better in ((first, second), (second, first)):
+        grown = (fineness[better] > FINER * fineness[worse]) & (area[better] < SMALLER * area[worse])
+        framed = (area[worse] > WIDER * area[better]) & (picture[worse] < ALIKE * picture[better])
+        faded = (colours[worse] <= PALETTE) & (colours[better] > 2 * colours[worse])
+        less = grown | framed | (faded & (area[better] > SMALLER * area[worse]))
+        np.minimum.at(true, worse[less], 0.99 * true[better[less]])
     by_id = np.argsort(np.argsort([one.hex() for one in features.ids]))
     order = np.lexsort((by_id, -features.size / np.maximum(area, 1), -true))
     rank = np.empty(len(order), dtype=np.int64)

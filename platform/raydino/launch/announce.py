@@ -16,17 +16,20 @@ def tokens_per_image(recipe: Recipe) -> tuple[int, int]:
     return sum(each), each[0]
 
 
-def plan_text(recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings: list[str]) -> str:
-    """What a run will do, for `--dry-run` and the start of a run: one line per matter, warnings last."""
+def plan_text(
+    recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings: list[str], run_dir: Path | None = None
+) -> str:
+    """What a run will do, for `--dry-run` and the start of a run: one line per matter, warnings last. `run_dir` None: the folder
+    that the recipe's own fingerprint names."""
     steps, batch = recipe.steps, recipe.global_batch
     per_epoch = max(1, (facts.images - facts.dropped) // batch)
     warmup, (student, teacher) = in_steps(recipe.optim.warmup, steps), tokens_per_image(recipe)
-    where = Path(cluster.storage) / recipe.id
+    where = Path(cluster.storage) / (run_dir.name if run_dir else recipe.id)
     classes = f"{facts.classes} classes" if facts.classes else "no labels"
     share = f"; {facts.share:.1%} of those kept, by their weights" if facts.share < 1 else ""
     micro = cluster.micro_batch(batch)
     rows = [
-        ("run", f"{recipe.id} in {where}"),
+        ("run", f"{where.name} in {where}"),
         ("images", f"{facts.images:,} from {recipe.data.path}, {classes}{share}"),
         ("length", f"{steps:,} steps of {batch:,} = {steps * batch:,} images = {steps / per_epoch:.3g} epochs"),
         (

@@ -1,15 +1,11 @@
-"""Where and how a run is carried out: `ClusterConfig`, and a Ray that is started or joined for it.
+"""Where and how a run is carried out: `ClusterConfig`.
 
 The opposite of recipe.py: nothing here changes the result of a run, so nothing here is in its fingerprint, and a run
-moves to other machines without becoming another run. Ray is imported inside functions: `--help` does not wait for it.
+moves to other machines without becoming another run. connect.py starts or joins its Ray.
 """
 
-import contextlib
-import logging
-import math
 import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -18,12 +14,10 @@ from pydantic import Field, model_validator
 from raydino.config import Config, ConfigError
 from raydino.views import Positive
 
-PACKAGE = Path(__file__).resolve().parents[1]  # the folder `raydino`, wherever it was imported from
 STORE_LEAST = 600 * 2**20
 STORE_SHARE = 0.3  # of the machine's memory
 STORE_OF_SHARED = 0.95  # of what is free in /dev/shm; above it and 10 GB Ray refuses to start
 STORE_UNSHARED = 10 * 10**9  # the most that Ray will put on disk where /dev/shm is too small
-CONNECT_SECONDS = 10.0  # an address that does not answer by then is wrong, not slow
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,6 +38,9 @@ class ClusterConfig(Config):
     """`local` starts Ray in this process (in a Ray job: joins it); `auto`, HOST:PORT, ray://HOST:PORT join one."""
     workers: Positive = 1
     """Training processes over all nodes; one per GPU where there are GPUs."""
+    min_workers: Annotated[int, Field(ge=0)] = 0
+    """Fewest workers that a run goes on with when machines are lost; it grows again up to `workers`. 0: never fewer than
+    `workers`. The order of the images stays; sums over workers are rounded otherwise. For a cluster that one run has alone."""
     gpu: Literal["auto"] | bool = "auto"
     """Whether a worker takes a GPU; auto: if the cluster has any."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
@@ -69,6 +66,8 @@ class ClusterConfig(Config):
     """MLflow experiment."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that a run restarts from its last checkpoint by itself after losing a worker."""
+    start_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a run waits for its workers, at its start and after a loss, before it gives up; autoscalers take minutes."""
     object_store_mb: Annotated[int, Field(ge=100)] | None = None
     """Shared memory for Ray's object store, MB; only for `local`, a running cluster has its own. None: 600, and on a machine with
     GPUs 30 % of its memory, if /dev/shm has as much."""
@@ -78,7 +77,18 @@ class ClusterConfig(Config):
         for name in ("address", "storage"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty; leave it out for {type(self).model_fields[name].default!r}")
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}; lower it")
+        if self.is_elastic and self.max_failures == 0:
+            raise ValueError(
+                f"min_workers = {self.min_workers} with max_failures = 0: a lost worker would end the run; allow a failure"
+            )
         return self
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change during a run."""
+        return 0 < self.min_workers < self.workers
 
     @property
     def is_local(self) -> bool:
@@ -96,6 +106,20 @@ class ClusterConfig(Config):
                 f"{divisors(global_batch)}."
             )
         return global_batch // parts
+
+    def accumulate_on(self, workers: int, global_batch: int) -> int:
+        """Micro-batches per step on `workers` workers. With fewer of them each takes more, of at most the size that they have
+        on all: so memory is no larger, and losses compare as many images. Raises ConfigError if none comes out even."""
+        images = self.micro_batch(global_batch)
+        if global_batch % workers:
+            raise ConfigError(f"global_batch = {global_batch} cannot be shared by {workers} workers.")
+        share = global_batch // workers
+        return next(parts for parts in divisors(share) if share // parts <= images)
+
+    def sizes(self, *, lanes: int, global_batch: int) -> list[int]:
+        """The numbers of workers that a run may have, ascending: from `min_workers` on, those that share the lanes evenly."""
+        least = self.min_workers or self.workers
+        return [n for n in range(least, self.workers + 1) if lanes % n == 0 and global_batch % n == 0]
 
     def use_gpu(self, available: int) -> bool:
         """Whether workers take a GPU each on a cluster with `available` GPUs."""
@@ -161,121 +185,3 @@ def worker_environment(threads: int) -> dict[str, str]:
     """Environment variables of the training workers; `threads` 0 leaves OpenMP to Ray and the worker."""
     passed_on = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HOME", "RAYDINO_DATA") if name in os.environ}
     return {**QUIET, **passed_on, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-
-
-@contextlib.contextmanager
-def start_ray(cluster: ClusterConfig, *, store: int = STORE_LEAST) -> Iterator[None]:
-    """Ray for the length of a `with` block: started in this process or joined, quiet, workers able to import raydino.
-
-    `store` is the size of the object store in bytes, for a Ray started here.
-    An already initialised Ray (a sweep, a test) is used as it is and left running. Raises ConfigError naming address
-    and remedy if a cluster cannot be reached, has another version or refuses the token.
-    """
-    with _environment({**QUIET, **(_python_path() if cluster.is_local else {})}):
-        import ray
-
-        if ray.is_initialized():
-            yield
-            return
-        # Emitted at each start although token authentication is what we want.
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        if cluster.is_local:
-            _init_local(cluster, store)
-        else:
-            _join(cluster)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _init_local(cluster: ClusterConfig, store: int) -> None:
-    import ray
-
-    # One CPU beyond the workers': when they take all of them, Ray Data's tasks wait for ever. Only Ray counts it.
-    needed = math.ceil(cluster.workers * cluster.cpus_per_worker) + 1
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, needed),
-        object_store_memory=store,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
-    # Whoever reads the token runs code as this user; Ray writes it readable for all.
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):
-        token.chmod(0o600)
-
-
-def _join(cluster: ClusterConfig) -> None:
-    """Join a running cluster. Its nodes are sent the package: a path of this machine may not exist there."""
-    import ray
-
-    address = "auto" if cluster.address == "local" else cluster.address
-    _probe(address)
-    try:
-        # Without it, one variable set both by `ray job submit` and here ends the run at its start.
-        with _environment({"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}):
-            ray.init(
-                address=address,
-                runtime_env={"py_modules": [str(PACKAGE)], "env_vars": worker_environment(cluster.threads)},
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-    except Exception as error:
-        raise ConfigError(_cannot_join(address, error)) from error
-
-
-def _cannot_join(address: str, error: Exception) -> str:
-    """Why joining failed, without the token even if the error quotes it."""
-    text = " ".join(str(error).split())
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    text = text.replace(token, "…") if token else text
-    if "token" in text.lower() or "401" in text:
-        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token on this machine"
-    elif "version" in text.lower():
-        remedy = "install the head node's versions of Python and Ray here (or run with `ray job submit`)"
-    else:
-        remedy = "start one with `ray start --head`, or use cluster.address = local"
-    return f"cluster.address = {address}: cannot join the Ray cluster ({text[:300]}); {remedy}."
-
-
-def _probe(address: str) -> None:
-    """Fail in seconds on HOST:PORT that nobody answers; Ray itself retries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        if address != "auto":
-            raise ConfigError(f"cluster.address = {address!r}: expected local, auto, HOST:PORT or ray://HOST:PORT.")
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cluster.address = {address}: nobody answers there ({error}); check host, port and firewall, or use local."
-        ) from None
-
-
-def _python_path() -> dict[str, str]:
-    """PYTHONPATH with raydino's source root in front, which local workers inherit when the package is not installed."""
-    before = os.environ.get("PYTHONPATH", "")
-    root = str(PACKAGE.parent)
-    return {"PYTHONPATH": root if not before else f"{root}{os.pathsep}{before}"}
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while.
-
-    Set here rather than in a runtime_env: Ray then takes one of its idle processes as the first worker, 1.4 s sooner.
-    """
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

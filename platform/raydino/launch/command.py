@@ -39,6 +39,8 @@ class Command:
     """Whether to go on from the newest checkpoint of the same run, if there is one."""
     dry_run: bool
     """Whether to print the plan and stop."""
+    allow_change: tuple[str, ...] = ()
+    """Fields of the recipe, dotted, that may differ from those of the run that is resumed; a name permits all below it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +93,16 @@ def parse(
             cluster=cluster.override(_changes(groups["cluster"], given, "cluster.")),
             resume=given["resume"],
             dry_run=given["dry_run"],
+            allow_change=_allowed(given["allow_change"], resume=given["resume"]),
         )
     except ConfigError as error:
         fail(str(error))
+
+
+def _allowed(words: str | None, *, resume: str) -> tuple[str, ...]:
+    if words and resume == "no":
+        raise ConfigError(f"--allow-change {words}: only --resume auto takes up a run that could be changed; add it.")
+    return tuple(name.strip().replace("-", "_") for name in (words or "").split(",") if name.strip())
 
 
 def leaves(config: Config, prefix: str) -> Iterator[Leaf]:
@@ -151,6 +160,12 @@ def _sources(presets: Mapping[str, Recipe]) -> list[Leaf]:
             Literal["no", "auto"],
             "no",
             "auto: go on from the newest checkpoint of this run, if there is one.",
+        ),
+        Leaf(
+            "allow_change",
+            str | None,
+            None,
+            "FIELD[,FIELD]: with --resume auto, go on although these fields, or the images (`data`), have changed.",
         ),
         Leaf("dry_run", bool, value=False, help="Print the plan and stop."),
     ]

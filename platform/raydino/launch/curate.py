@@ -199,7 +199,8 @@ def _spread(options: argparse.Namespace) -> "Iterator[Spread | None]":
         yield None
         return
     from raydino.curation.spread import on_ray
-    from raydino.launch.cluster import ClusterConfig, start_ray
+    from raydino.launch.cluster import ClusterConfig
+    from raydino.launch.connect import start_ray
 
     address = os.environ.get("RAY_ADDRESS")
     with start_ray(ClusterConfig().override({"address": address} if address else {})):

@@ -6,12 +6,10 @@ Heavy imports happen after the command line is parsed, so `--help` and typing er
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +17,23 @@ from typing import TYPE_CHECKING, Any
 from raydino.config import ConfigError
 from raydino.launch.announce import plan_text
 from raydino.launch.command import Command, fail, parse, say
+from raydino.launch.lock import Lock, refuse_if_held, run_lock
 from raydino.launch.machine import this_machine
-from raydino.launch.preflight import check, store_fault
+from raydino.launch.preflight import check
+from raydino.launch.resume import (
+    DATA,
+    RECIPE_FILE,
+    RUN_FILE,
+    Meant,
+    data_change,
+    flat,
+    history,
+    read_run,
+    run_meant,
+    steps_done,
+    write,
+)
+from raydino.launch.trainer import Training
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from raydino.tracking.redact import redact_text
 
@@ -28,7 +41,6 @@ if TYPE_CHECKING:
     from raydino.launch.inputs import Inputs
     from raydino.launch.job import Job
 
-RUN_FILE = "run.json"
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -49,53 +61,61 @@ def run(command: Command) -> int:
     from raydino.launch.summary import finished
 
     recipe, cluster = command.recipe, command.cluster
-    run_dir = cluster.folder / recipe.id
-    if not command.dry_run and (done := finished(run_dir)):
-        say(f"{recipe.id} is finished: {_headline(done)}\n{run_dir}")
-        return 0
-    if not command.dry_run and run_dir.exists() and command.resume == "no" and (run_dir / RUN_FILE).exists():
-        raise ConfigError(
-            f"{run_dir} exists and is not finished; add --resume auto to go on with it, or give another --name."
-        )
+    meant = run_meant(recipe, cluster.folder, resume=command.resume == "auto", allow=command.allow_change)
+    if not command.dry_run:
+        if not meant.changes and (done := finished(meant.run_dir)):
+            say(f"{meant.run_dir.name} is finished: {_headline(done)}\n{meant.run_dir}")
+            return 0
+        refuse_if_held(meant.run_dir)  # again when the lock is taken; now, because imports and plan take seconds
+        if command.resume == "no" and (meant.run_dir / RUN_FILE).exists():
+            raise ConfigError(
+                f"{meant.run_dir} exists and is not finished; add --resume auto to go on with it, or give another --name."
+            )
     data_path = resolve(recipe, cluster.folder)
     inputs = open_inputs(recipe, data_path)
+    digest = inputs.collection.manifest.digest
+    meant = replace(meant, changes=(*meant.changes, *data_change(meant.run_dir, digest, allow=command.allow_change)))
     open_against(recipe)  # whether they are there is better known before Ray starts
     speed = probe_speed(recipe, cluster) if command.dry_run else 0.0
     facts = run_facts(recipe, cluster, inputs, images_per_second=speed)
     machine = this_machine()
     warnings = check(recipe, cluster, facts=facts, machine=machine)
-    say(plan_text(recipe, cluster, facts, warnings=warnings))
+    warnings += [f"changed on resume  {change}; {change.effect}" for change in meant.changes]
+    say(plan_text(recipe, cluster, facts, warnings=warnings, run_dir=meant.run_dir))
     if command.dry_run:
         return 0
-    job = _prepare(command, run_dir, data_path, inputs)
     store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
-    return _carry_out(replace(job, store_bytes=facts.store_bytes), store=store)
+    with run_lock(meant.run_dir) as lock:
+        job = _prepare(command, meant, data_path, inputs)
+        return _carry_out(replace(job, store_bytes=facts.store_bytes), lock, store=store)
 
 
-def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") -> "Job":
-    """Make the run's folder and its MLflow run."""
+def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -> "Job":
+    """Fill the run's folder and make its MLflow run."""
     from raydino.launch.failure import ERRORS, FAILURE
     from raydino.launch.job import Job
     from raydino.launch.worker import STOP
     from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
     from raydino.tracking.outbox import recorded_run
 
-    recipe, cluster = command.recipe, command.cluster
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    recipe, cluster, run_dir = command.recipe, command.cluster, meant.run_dir
     for leftover in (STOP, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
         for path in run_dir.glob(leftover):
             path.unlink()
-    (run_dir / "recipe.yaml").write_text(recipe.to_yaml())
-    (run_dir / "cluster.yaml").write_text(redact_text(cluster.to_yaml()))  # for people: nothing reads it back
-    known = json.loads((run_dir / RUN_FILE).read_text()) if (run_dir / RUN_FILE).exists() else {}
-    manifest = inputs.collection.manifest
+    manifest, known = inputs.collection.manifest, read_run(run_dir)
+    past = history(known, meant.changes, step=steps_done(run_dir))
+    record = {"run_id": run_dir.name, "data_digest": manifest.digest, "history": past}
+    # The history first: a crash before the recipe finds the same change again, and nothing is forgotten.
+    write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": known.get("mlflow_run_id")}, indent=1))
+    write(run_dir / RECIPE_FILE, recipe.to_yaml())
+    write(run_dir / "cluster.yaml", redact_text(cluster.to_yaml()))  # for people: nothing reads it back
     try:
         mlflow_run_id = create_run(
             tracking_uri=cluster.tracker(),
             experiment=cluster.experiment,
             run_name=recipe.name,
-            params=_flat(recipe.dump()),
-            tags=_tags(recipe, manifest.digest),
+            params=flat(recipe.dump()),
+            tags={**_tags(run_dir.name, recipe, manifest.digest), **_changed(past)},
             dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
             recipe_yaml=recipe.to_yaml(),
             cluster_yaml=cluster.to_yaml(),
@@ -105,27 +125,31 @@ def _prepare(command: Command, run_dir: Path, data_path: str, inputs: "Inputs") 
     except TrackerUnavailable as error:
         say(f"warning  {error}")
         mlflow_run_id = known.get("mlflow_run_id")
-    (run_dir / RUN_FILE).write_text(json.dumps({"run_id": recipe.id, "mlflow_run_id": mlflow_run_id}))
-    return Job(recipe, cluster, run_dir, data_path, manifest.digest, cluster.tracker(), mlflow_run_id)
+    write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": mlflow_run_id}, indent=1))
+    before = tuple(entry["data_digest"] for entry in past if DATA in entry["changes"])
+    tracking_uri = cluster.tracker()
+    return Job(recipe, cluster, run_dir, data_path, manifest.digest, tracking_uri, mlflow_run_id, data_before=before)
 
 
-def _carry_out(job: "Job", *, store: int) -> int:
+def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
     """Train on Ray (with an object store of `store` bytes if it is started here), watching; returns the exit status."""
-    from raydino.launch.cluster import start_ray
+    from raydino.launch.connect import start_ray
     from raydino.launch.progress import Watch
     from raydino.launch.summary import summarise
     from raydino.tracking.mlflow_run import finish, run_page
     from raydino.tracking.outbox import recorded_run
 
     with start_ray(job.cluster, store=store):
-        stop, training = _Stop(job.run_dir), _Training(job)
+        stop, training = _Stop(job.run_dir), Training(job)
         with stop, Watch(job.run_dir, steps=job.recipe.steps) as watch:
-            while not training.ended(timeout=0.5):
+            while not training.ended(timeout=0.5) and not lock.lost:
                 watch.update()
+        if lock.lost:  # nothing may be written any more: the folder is another's
+            say(f"error: another driver has taken over {job.run_dir} while this one was held up; leaving it alone.")
+            return 1
         error = training.error()
-        job = replace(
-            job, mlflow_run_id=recorded_run(job.run_dir) or job.mlflow_run_id
-        )  # the tracker may have come back
+        # The tracker may have come back, or come back empty, and then knows the run under another id.
+        job = replace(job, mlflow_run_id=recorded_run(job.run_dir) or job.mlflow_run_id)
         # Said before Ray goes: after a failure its own thread may still use it, and Ray then ends the process on the spot.
         summary = summarise(job.run_dir, job.recipe, mlflow_run_id=job.mlflow_run_id)
         if error is not None:
@@ -140,100 +164,6 @@ def _carry_out(job: "Job", *, store: int) -> int:
     first = "make ui, then " if job.tracking_uri.startswith("sqlite:") else ""
     say(f"{_headline(summary)}\n{job.run_dir}" + (f"\n{first}{page}" if page else ""))
     return stop.status if summary["status"] != "finished" else 0
-
-
-class _Training:
-    """TorchTrainer.fit in a thread: the main thread keeps the signals, which Ray would otherwise take for an abort."""
-
-    def __init__(self, job: "Job") -> None:
-        self._job, self._error = job, None
-        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
-        self._thread.start()
-
-    def _fit(self) -> None:
-        try:
-            fit(self._job)
-        except Exception as error:  # whatever Ray raises is shown by the main thread
-            self._error = error
-
-    def ended(self, *, timeout: float) -> bool:
-        """Wait up to `timeout` seconds; True when training has ended or met what no restart can mend."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive() or self._failure() is not None
-
-    def error(self) -> str | None:
-        """Why training failed, in a line or two; None if it did not."""
-        failure = self._failure()
-        if failure:
-            return str(failure["message"])
-        if self._error is None:
-            return None
-        causes = [line for line in str(self._error).splitlines() if line.strip()]
-        return f"{type(self._error).__name__}: {causes[-1] if causes else ''}"
-
-    def _failure(self) -> dict[str, Any] | None:
-        from raydino.launch.failure import FAILURE
-
-        path = self._job.run_dir / FAILURE
-        try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except ValueError:  # being written
-            return None
-
-
-def fit(job: "Job") -> None:
-    """Train on the Ray that is running; blocks until all workers are done. Raises what Ray Train raises."""
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from raydino.launch.owners import start_owners
-
-    cluster, resources = job.cluster, ray.cluster_resources()
-    use_gpu = cluster.use_gpu(int(resources.get("GPU", 0)))
-    _require(job, resources, use_gpu=use_gpu)
-    claim = start_owners(job) if job.recipe.data.stream_dedup else None  # they live as long as this handle
-    TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job, "claim": claim},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=RunConfig(
-            # A name of its own for every attempt: Ray silently resumes a name it knows, from a snapshot it may have lost.
-            name=f"attempt-{secrets.token_hex(4)}",
-            storage_path=str(job.run_dir / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
-        ),
-    ).fit()
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    from raydino.launch.worker import train_worker
-
-    train_worker(config["job"], config["claim"])
-
-
-def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> None:
-    """Refuse what the cluster can never schedule: Ray would wait for it without a word."""
-    from raydino.data.stream import CROP_CPUS, FETCH_CPUS
-
-    cut_there = job.cluster.decode_in == "cluster"
-    needed = {
-        "CPU": job.cluster.workers * job.cluster.cpus_per_worker + FETCH_CPUS + CROP_CPUS * cut_there,
-        "GPU": float(job.cluster.workers if use_gpu else 0),
-    }
-    for kind, amount in needed.items():
-        if resources.get(kind, 0.0) < amount:
-            raise ConfigError(
-                f"cluster.workers = {job.cluster.workers}: the cluster has {resources.get(kind, 0.0):g} {kind}s, the run needs "
-                f"{amount:g} (reading included); lower cluster.workers or cluster.cpus_per_worker, or add nodes."
-            )
-    if cut_there and (fault := store_fault(job.store_bytes, int(resources.get("object_store_memory", 0)))):
-        raise ConfigError(fault)
 
 
 class _Stop:
@@ -277,15 +207,16 @@ def _headline(summary: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+def _changed(past: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A tag for every time that a resume changed something; parameters cannot change in MLflow."""
+    return {
+        f"change_{number}": f"after step {entry['step']}: "
+        + "; ".join(f"{name}: {was} → {now}" for name, (was, now) in entry["changes"].items())
+        for number, entry in enumerate(past, start=1)
+    }
 
 
-def _tags(recipe: Recipe, digest: str) -> dict[str, str]:
+def _tags(run_id: str, recipe: Recipe, digest: str) -> dict[str, str]:
     """Where a result comes from: code, recipe, data. MLflow's own two make the line "Source" of its page."""
     commit = _git("rev-parse", "HEAD") or "unknown"
     return {
@@ -294,7 +225,7 @@ def _tags(recipe: Recipe, digest: str) -> dict[str, str]:
         "git_commit": commit,
         "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
         "fingerprint": recipe.fingerprint(exclude=NOT_IN_FINGERPRINT),
-        "run_id": recipe.id,
+        "run_id": run_id,
         "data_digest": digest,
     }
 

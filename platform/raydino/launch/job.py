@@ -20,5 +20,7 @@ class Job:
     tracking_uri: str
     mlflow_run_id: str | None
     """None where the tracker could not be reached at the start: the run is opened there when it answers."""
+    data_before: tuple[str, ...] = ()
+    """Digests of images that the run was trained on before, where `--allow-change data` replaced them."""
     store_bytes: int = 0
     """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""

@@ -87,16 +87,14 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
             f"cluster.workers = {cluster.workers} does not divide lanes = {recipe.lanes}, which fixes the order of the "
             f"images; use one of {divisors(recipe.lanes)}, or other lanes (a new run)."
         )
+    elif cluster.is_elastic and recipe.lanes % cluster.min_workers:
+        faults.append(
+            f"cluster.min_workers = {cluster.min_workers} does not divide lanes = {recipe.lanes}, and no other number of workers "
+            f"sees the same order; use one of {[n for n in divisors(recipe.lanes) if n < cluster.workers]}."
+        )
     try:
-        images, least = cluster.micro_batch(recipe.global_batch), recipe.method.minimum_images
-        if images < least:
-            faults.append(
-                f"global_batch = {recipe.global_batch} leaves {images} image per worker and micro-batch "
-                f"(cluster.workers = {cluster.workers}, cluster.accumulate = {cluster.accumulate}), and the losses of "
-                f"{type(recipe.method).__name__} need {least}; raise global_batch to "
-                f"{least * cluster.workers * cluster.accumulate}, use fewer workers or micro-batches, or switch off "
-                "the loss that compares images (DINOv2: method.koleo_weight = 0)."
-            )
+        cluster.micro_batch(recipe.global_batch)
+        faults += _micro_batch_faults(recipe, cluster)
     except ConfigError as error:
         faults.append(str(error))
     if (classes := getattr(recipe.method, "classes", 0)) and classes != facts.classes:
@@ -114,6 +112,23 @@ def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[
             f"{recipe.global_batch:,}; lower global_batch or give more images."
         )
     return faults
+
+
+def _micro_batch_faults(recipe: Recipe, cluster: ClusterConfig) -> list[str]:
+    """Losses that compare images need some, on every number of workers that the run may have."""
+    least, batch = recipe.method.minimum_images, recipe.global_batch
+    for workers in reversed(cluster.sizes(lanes=recipe.lanes, global_batch=batch) or [cluster.workers]):
+        parts = cluster.accumulate_on(workers, batch) if batch % workers == 0 else cluster.accumulate
+        images = batch // (workers * parts)
+        if images < least:
+            return [
+                f"global_batch = {batch} leaves {images} image per worker and micro-batch "
+                f"(cluster.workers = {workers}, cluster.accumulate = {parts}), and the losses of "
+                f"{type(recipe.method).__name__} need {least}; raise global_batch to "
+                f"{least * workers * parts}, use fewer workers or micro-batches, or switch off "
+                "the loss that compares images (DINOv2: method.koleo_weight = 0)."
+            ]
+    return []
 
 
 def _network_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Machine) -> list[str]:

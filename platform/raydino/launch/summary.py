@@ -29,7 +29,7 @@ def summarise(run_dir: Path, recipe: Recipe, *, mlflow_run_id: str | None) -> di
         seconds, waited, before, last = seconds + took, waited + took * row.get(DATA_WAIT, 0.0), step, step
     judged = {name for row in rows.values() for name in row if _is_judgement(name, recipe)}
     summary = {
-        "run_id": recipe.id,
+        "run_id": run_dir.name,
         "mlflow_run_id": mlflow_run_id,
         "fingerprint": recipe.fingerprint(exclude=NOT_IN_FINGERPRINT),
         "status": "finished" if last >= recipe.steps else "unfinished",

@@ -23,19 +23,24 @@ from raydino.config import ConfigError, in_steps
 from raydino.data.fetch import TooManyBadImages
 from raydino.data.stream import batches
 from raydino.keyed import key64
-from raydino.launch import failure
+from raydino.launch import audit, failure
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.job import Job
 from raydino.launch.owners import Owners
 from raydino.launch.record import Judge, Record
 from raydino.recipe import Recipe
+from raydino.shards.schema import ShardUnreachable
 from raydino.train import checkpoint as checkpoints
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import native_bf16, replicate
+from raydino.train.saving import Saver
 from raydino.train.steps import Loop, NonFiniteError, training_steps
+from raydino.train.verify import damage, require_same
 from raydino.views import Batch
 
+LASTING = (ConfigError, NonFiniteError, TooManyBadImages, checkpoints.CheckpointError)
+"""What a restart would meet again."""
 STOP = "STOP"
 """File in the run's folder: a wish to stop."""
 
@@ -54,16 +59,15 @@ def train_worker(job: Job, claim: Owners | None = None) -> None:
     """Train `job` on this worker, from the newest checkpoint on; `claim` decides on copies where `data.stream_dedup` asks for it.
 
     Raises whatever goes wrong. What a restart would meet again is written to failure.json too, so that the driver stops at
-    once: ConfigError, NonFiniteError, TooManyBadImages, CheckpointError, and any exception that came before at the same step.
+    once: what is LASTING, unless it is storage that does not answer, and any exception that came before at the same step.
     """
     progress, rank = _Progress(), collectives.rank()
     try:
         _train(job, progress, claim)
-    except (ConfigError, NonFiniteError, TooManyBadImages, checkpoints.CheckpointError) as error:
-        failure.give_up(job.run_dir, error, str(error))
-        raise
     except Exception as error:
-        if failure.came_again(job.run_dir, error, rank=rank, step=progress.done):
+        if isinstance(error, LASTING) and not isinstance(error, ShardUnreachable):  # storage may answer after a restart
+            failure.give_up(job.run_dir, error, str(error))
+        elif failure.came_again(job.run_dir, error, rank=rank, step=progress.done):
             failure.give_up(job.run_dir, error, failure.explanation(error, rank=rank, step=progress.done))
         raise
 
@@ -80,6 +84,8 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     start = progress.done = _restore(job, loop)
     record = Record(job, rank)
     judge = Judge(job, inputs, loop, record)
+    saver = _saver(job) if rank == 0 else None
+    witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
     stream = batches(
         inputs.collection,
         inputs.plan,
@@ -100,18 +106,28 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
         if start == 0:
             with record.rate.paused():
                 judge.evaluate(0)
-        for report in training_steps(loop, _with_crop_sheet(stream, judge, start)):
+        for report in training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start))):
             done = progress.done = report.step + 1
             last, stop = done == recipe.steps, _stop_wanted(job, loop.device)
+            witness.step(report)
             record.step(report, now=last or stop or done % recipe.cadence.log == 0)
+            if saver is not None:
+                record.log(saver.poll(), done)
             with record.rate.paused():
                 if last or _due(done, recipe.cadence.evaluate, recipe.steps):
                     judge.evaluate(done)
                 if last or stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
-                    _save(job, loop, done, claim)
+                    record.log(_save(job, loop, saver, done, claim), done)
             if stop:
                 break
+    if saver is not None:
+        record.log(saver.finish(), progress.done)
     record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
+
+
+def _saver(job: Job) -> Saver:
+    recipe = job.recipe
+    return Saver(job.run_dir / "checkpoints", keep=recipe.cadence.keep, limit=recipe.guards.save_failures)
 
 
 def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
@@ -134,34 +150,49 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         device=device,
         normalise=recipe.data.normalisation,
         precision=cluster.precision_on(native_bf16=native_bf16(device)),
-        accumulate=cluster.accumulate,
+        accumulate=cluster.accumulate_on(collectives.world_size(), recipe.global_batch),
     )
 
 
 def _restore(job: Job, loop: Loop) -> int:
-    """Load the newest checkpoint, if there is one; returns the step to go on with. Raises ConfigError if it is of other data."""
-    folder = job.run_dir / "checkpoints"
-    if collectives.rank() == 0:
-        checkpoints.sweep(folder)
-    saved = checkpoints.load_newest(folder, device=loop.device)
-    if saved is None:
+    """Load the newest checkpoint, if there is one; returns the step to go on with. Rank 0 chooses, so that none differs.
+
+    Raises:
+        ConfigError: it is of other data.
+        CheckpointError: none can be used, or it is of another architecture.
+        OSError: another rank reads other bytes than rank 0.
+    """
+    folder, rank = job.run_dir / "checkpoints", collectives.rank()
+    path = checkpoints.recover(folder) if rank == 0 else None
+    chosen = checkpoints.step_of(path) if path is not None else -1
+    chosen = int(collectives.all_max(torch.tensor(chosen, device=loop.device)))
+    if chosen < 0:
         return 0
+    path = checkpoints.path_of(folder, chosen)
+    if rank != 0 and (fault := damage(path)):
+        raise OSError(
+            f"{path} is sound on rank 0 and not on rank {rank} ({fault}); is the storage the same on all nodes?"
+        )
+    saved = checkpoints.load(path, device=loop.device)
     for name, now in _identity(job).items():
-        if saved.meta.get(name) != now:
+        known = (now, *job.data_before) if name == "data" else (now,)
+        if saved.meta.get(name) not in known:
             raise ConfigError(
                 f"{name}: the checkpoint at step {saved.step} was made with {saved.meta.get(name)}, this run has {now}; "
                 "restore the data it was made with, or start a run under another name."
             )
+    require_same(str(path), loop.method.state_dict(), saved.model)
     loop.method.load_state_dict(saved.model)
     checkpoints.load_optimizer(loop.optimizer, saved.optimizer)
     return saved.step
 
 
-def _save(job: Job, loop: Loop, done: int, claim: Owners | None) -> None:
-    if collectives.rank() != 0:
-        return
-    state = checkpoints.Checkpoint(
-        step=done,
+def _save(job: Job, loop: Loop, saver: Saver | None, done: int, claim: Owners | None) -> dict[str, float]:
+    """Begin to save the state after `done` steps; returns what the save before has to tell."""
+    if saver is None:
+        return {}
+    return saver.save(
+        done,
         model=loop.method.state_dict(),
         optimizer=checkpoints.optimizer_tensors(loop.optimizer),
         meta={
@@ -170,18 +201,14 @@ def _save(job: Job, loop: Loop, done: int, claim: Owners | None) -> None:
             "torch": torch.__version__,
             "world": collectives.world_size(),
         },
+        # first: claims beyond a checkpoint are found again as they were, missing ones are not
+        before=(lambda: None) if claim is None else claim.save,
     )
-    try:
-        if claim is not None:
-            claim.save()  # first: claims beyond a checkpoint are found again as they were, missing ones are not
-        checkpoints.save(job.run_dir / "checkpoints", state, keep=job.recipe.cadence.keep)
-    except OSError as error:  # a full disk is no reason to stop training; the older checkpoints are still there
-        log.warning("step %d: no checkpoint was saved (%s); the one before it stays", done, error)
 
 
 def _identity(job: Job) -> dict[str, Any]:
     """What a checkpoint must share with the run that takes it up."""
-    return {"run": job.recipe.id, "data": job.data_digest}
+    return {"run": job.run_dir.name, "data": job.data_digest}
 
 
 def _due(done: int, every: int | float, steps: int) -> bool:

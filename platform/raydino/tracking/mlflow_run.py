@@ -92,8 +92,8 @@ def create_run(
 
     Values over MLflow's limits are trimmed, secrets hidden; the full text of the parameters is the artifact
     recipe.yaml, with cluster.yaml beside it. Parameters cannot change in MLflow, so of a reopened run only new ones are
-    recorded. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`. What is needed to
-    open the run later is kept in `run_dir`.
+    recorded, and new tags. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`. What is
+    needed to open the run later is kept in `run_dir`.
 
     Raises:
         TrackerUnavailable: If the server does not answer or refuses.
@@ -271,6 +271,8 @@ def _opened(client: "MlflowClient", uri: str, opening: Opening, run_id: str | No
         run = _reopened(client, found[0].info.run_id) if found else None
         if run is None:
             run = _made(client, experiment, opening)
+    for name in opening.tags.keys() - run.data.tags.keys():
+        client.set_tag(run.info.run_id, name, opening.tags[name])
     _log_params(client, run.info.run_id, opening.params, known=set(run.data.params))
     return run.info.run_id
 

@@ -1,4 +1,4 @@
-"""Settings of the optimiser and of what happens how often."""
+"""Settings of the optimiser, of what happens how often, and of what is done when something goes wrong."""
 
 from typing import Annotated, Literal
 
@@ -46,3 +46,18 @@ class Cadence(Config):
     """Checkpoints to keep."""
     pictures: bool = True
     """Draw the crop sheet at the start and patch PCA and attention maps at every evaluation."""
+
+
+class Guards(Config):
+    """What is done when something goes wrong. A run in which nothing does is the same for all settings, so they are not part of
+    the fingerprint."""
+
+    not_finite: Annotated[int, Field(gt=0)] = 3
+    """Steps in a row whose loss or gradient may be NaN or infinite; each is skipped, the last of them ends the run. One is an odd
+    batch; DINOv3 ends at more than two as well."""
+    spike: Literal["warn", "skip", "stop"] = "warn"
+    """What to do with a step whose loss is a spike: say so, leave the step out (as one that is not finite), or end the run."""
+    spike_factor: Annotated[float, Field(gt=1)] = 3.0
+    """A loss is a spike above this many times the median of the last 64. Schedules move it by less than half within as many."""
+    save_failures: Annotated[int, Field(gt=0)] = 3
+    """Checkpoints in a row that may fail to be saved; the last of them ends the run."""

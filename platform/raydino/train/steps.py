@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raydino import collectives
+from raydino import collectives, faults
 from raydino.keyed import key64
 from raydino.methods.method import Method
 from raydino.tracking.run import (
@@ -94,6 +94,7 @@ def training_steps(loop: Loop, batches: Iterable[Batch]) -> Iterator[StepReport]
 def train_step(loop: Loop, batch: Batch) -> dict[str, Tensor | float]:
     """One optimiser step on one rank's batch; returns its metrics. Raises NonFiniteError."""
     step, method = batch.step, loop.method
+    faults.reach("step", step=step, rank=collectives.rank())
     torch.manual_seed(key64(loop.seed, "depth", step, collectives.rank()))  # stochastic depth
     losses, diagnostics = _backward(loop, batch)
     frozen, rule = method.last_layer_frozen(step), method.settings.last_layer_rule

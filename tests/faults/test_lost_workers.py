@@ -1,0 +1,57 @@
+"""Workers and machines are lost in the middle of an epoch: the run goes on, and no trace of it is left in what was trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydino.faults import Fault
+from raydino.launch import trainer
+from raydino.launch.job import Job
+from raydino.launch.trainer import Training, fit
+
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow]
+LIMIT = 300.0  # seconds
+
+
+def finish(training: Training) -> None:
+    assert training.ended(timeout=LIMIT)
+    assert training.error() is None
+
+
+def test_fault_1_and_2__killed_in_a_step_and_right_after_a_save(
+    nodes: Any, stage: Any, pair: list[Any], undisturbed: Any, job: Callable[..., Job], tmp_path: Path
+):
+    """Ray loses a checkpoint that was reported just before a kill; ours is taken up if its COMMIT was written."""
+    stage.clear(Fault("step", "kill", rank=1, step=5), Fault("save.prune", "kill", step=9))
+    fit(job())
+    assert [line["begin"] for line in stage.begins(0)] == [0, 3, 9]
+    assert [stage.steps(0), stage.steps(1)] == pair  # losses bit for bit, every sample once, in order
+    assert stage.order() == undisturbed.order()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000012", "step-00000015", "step-00000018"]  # and nothing half written
+
+
+def test_fault_4_and_27__a_machine_is_lost_and_comes_back(
+    nodes: Any, stage: Any, undisturbed: Any, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+):
+    """Two workers, then one, then two: other sums over workers, so other last bits, but the same images in the same slots."""
+    monkeypatch.setattr(trainer, "RESIZE_EVERY", 2.0)
+    # Slow enough for a machine to come back before the end.
+    stage.clear(Fault("step", "sleep", rank=0, seconds=1.0, times=100))
+    training = Training(job(min_workers=1))
+    stage.wait_for(lambda: 4 in stage.steps(1))
+    nodes.lose()
+    stage.wait_for(lambda: len(stage.begins(0)) > 1 and len(attempt_steps(stage)) > 1)
+    nodes.second = nodes.add()
+    finish(training)
+    assert [line["world"] for line in stage.begins(0)][:3] == [2, 1, 2]
+    assert stage.order() == undisturbed.order()
+
+
+def attempt_steps(stage: Any) -> list[int]:
+    """Steps of rank 0 since it last began."""
+    lines = stage.lines(0)
+    last = max(number for number, line in enumerate(lines) if "begin" in line)
+    return [line["step"] for line in lines[last + 1 :]]
