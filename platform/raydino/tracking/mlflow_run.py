@@ -271,8 +271,8 @@ def _opened(client: "MlflowClient", uri: str, opening: Opening, run_id: str | No
         run = _reopened(client, found[0].info.run_id) if found else None
         if run is None:
             run = _made(client, experiment, opening)
-    for name in opening.tags.keys() - run.data.tags.keys():
-        client.set_tag(run.info.run_id, name, opening.tags[name])
+    for key in opening.tags.keys() - run.data.tags.keys():
+        client.set_tag(run.info.run_id, key, opening.tags[key])
     _log_params(client, run.info.run_id, opening.params, known=set(run.data.params))
     return run.info.run_id
 
