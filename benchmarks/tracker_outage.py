@@ -166,7 +166,7 @@ def save(rows: list[dict]) -> None:
     """benchmarks/results/tracker_outage.json: the worst of our trials against the goal, and all of them."""
     from importlib.metadata import version
 
-    print(f"\n{'fault':<10}{'client':<14}{'lost of 600':>12}{'longest block':>15}{'loop':>8}{'errors':>8}")
+    print(f"\n{'fault':<12}{'client':<14}{'lost of 600':>12}{'longest block':>15}{'loop':>8}{'errors':>8}")
     worst = {}
     for fault in FAULTS:
         for name in CLIENTS:
@@ -174,7 +174,7 @@ def save(rows: list[dict]) -> None:
             top = {key: max(row[key] for row in same) for key in ("lost", "longest_block_s", "loop_s", "errors")}
             worst[fault, name] = top
             print(
-                f"{fault:<10}{name:<14}{top['lost']:>12}{top['longest_block_s']:>13.3f} s{top['loop_s']:>6.1f} s"
+                f"{fault:<12}{name:<14}{top['lost']:>12}{top['longest_block_s']:>13.3f} s{top['loop_s']:>6.1f} s"
                 f"{top['errors']:>8}"
             )
     blocks = [row["longest_block_s"] for row in rows if row["client"] == "raydino"]
@@ -182,7 +182,7 @@ def save(rows: list[dict]) -> None:
     sync = max(row["longest_block_s"] for row in rows if row["client"] == "mlflow sync")
     result = {
         "name": "tracker_outage",
-        "device": f"{os.cpu_count()} CPU cores, server and client on one machine; mlflow {version('mlflow')}",
+        "device": f"{os.cpu_count()} CPU cores shared with other work, server and client on one machine; mlflow {version('mlflow')}",
         "ratio": round(sync / max(blocks), 1),
         "ratio_is": "longest block of MLflow's synchronous client over ours",
         "spread": [min(blocks), max(blocks)],
