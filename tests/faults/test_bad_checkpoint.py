@@ -47,20 +47,13 @@ FALLS_BACK: list[
     ("41", "missing shard", lambda folder: (folder / "optimizer.safetensors").unlink(), "optimizer.safetensors"),
     ("41", "extra file", lambda folder: (folder / "model2.safetensors").write_bytes(b"x"), "unexpected file model2"),
     ("41", "manifest of another", lambda folder: (folder / "MANIFEST.json").write_text("{}"), "MANIFEST.json"),
-    (
-        "45",
-        "pickle beside",
-        lambda folder: (folder / "optimizer.pt").write_bytes(pickle.dumps({})),
-        "unexpected file optimizer.pt",
-    ),
-    ("50", "link out of the run", link_out, "model.safetensors"),
 ]
 
 
 @pytest.mark.parametrize(
     ("row", "what", "damage", "word"), FALLS_BACK, ids=[f"{row} {what}" for row, what, *_ in FALLS_BACK]
 )
-def test_rows_41_45_50__the_checkpoint_before_is_taken_with_a_warning(
+def test_row_41__the_checkpoint_before_is_taken_with_a_warning(
     row: str, what: str, damage: Callable[[Path], object], word: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved(tmp_path / "checkpoints", 3, 6)
@@ -70,6 +63,24 @@ def test_rows_41_45_50__the_checkpoint_before_is_taken_with_a_warning(
     assert found is not None and found.step == 3
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "step-00000006" in warning and word in warning, warning
+
+
+@pytest.mark.parametrize(
+    ("row", "plant", "name"),
+    [
+        ("45", lambda folder: (folder / "optimizer.pt").write_bytes(pickle.dumps({})), "optimizer.pt is a pickle"),
+        ("50", link_out, "model.safetensors"),
+    ],
+    ids=["45 pickle beside", "50 link out of the run"],
+)
+def test_rows_45_50__what_no_damage_explains_is_refused(
+    row: str, plant: Callable[[Path], object], name: str, tmp_path: Path
+) -> None:
+    saved(tmp_path / "checkpoints", 3, 6)
+    plant(tmp_path / "checkpoints" / "step-00000006")
+    with pytest.raises(checkpoints.CheckpointError) as refused:
+        checkpoints.load_newest(tmp_path / "checkpoints")
+    assert "step-00000006" in str(refused.value) and name in str(refused.value)
 
 
 def test_row_41__all_damaged_is_refused_by_name_and_never_a_start_from_nothing(tmp_path: Path) -> None:
