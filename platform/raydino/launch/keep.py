@@ -92,11 +92,15 @@ class Keeper:
             # first: claims beyond a checkpoint are found again as they were, missing ones are not
             before=(lambda: None) if self._claim is None else self._claim.save,
         )
-        return told | (self._saver.wait() if wait else {})
+        return told | (self.wait() if wait else {})
 
     def poll(self) -> dict[str, float]:
         """Metrics of a save that has ended, else nothing. Raises CheckpointError as `save`."""
         return {} if self._saver is None else self._saver.poll()
+
+    def wait(self) -> dict[str, float]:
+        """Wait for the save in hand; returns what `poll` would. Raises CheckpointError as `save`."""
+        return {} if self._saver is None else self._saver.wait()
 
     def finish(self) -> dict[str, float]:
         """Wait for the last save, and repeat it if it failed. Raises CheckpointError if it cannot be saved."""

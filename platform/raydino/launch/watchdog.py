@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = "stacks"
@@ -54,6 +54,9 @@ class Watchdog:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
             self._timer_file.close()
+            Path(self._timer_file.name).unlink(missing_ok=True)  # written to only if it ends the process
+            with suppress(OSError):  # something to read is in it, or another rank is at work
+                self._folder.rmdir()
 
     def beat(self, step: int) -> None:
         """The training has finished `step` steps."""

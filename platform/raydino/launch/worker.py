@@ -9,7 +9,7 @@ together. A worker that starts takes up the newest checkpoint of the run's folde
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -95,10 +95,11 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
         reports = training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start)))
         try:
             _follow(job, witness.steps(reports), progress, record, judge, keeper, watchdog)
-        except UnhealthyError:
-            with watchdog.patience():
-                keeper.save(progress.done)
-                keeper.finish()
+        except Exception as error:  # what is good is kept: the state from before skipped steps, or a save in hand
+            with watchdog.patience(), suppress(CheckpointError):
+                if isinstance(error, UnhealthyError):
+                    keeper.save(progress.done)
+                keeper.wait()
             raise
         with watchdog.patience():
             record.log(keeper.finish(), progress.done)
