@@ -90,8 +90,7 @@ def run_lock(run_dir: Path) -> Iterator[Lock]:
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path, mine = run_dir / LOCK, _myself()
     while not _create(path, mine):
-        refuse_if_held(run_dir)
-        _take_away(path, _owner(path))
+        _take_away(path, refuse_if_held(run_dir))
     lock = Lock(path, mine)
     try:
         yield lock
@@ -99,16 +98,20 @@ def run_lock(run_dir: Path) -> Iterator[Lock]:
         lock.release()
 
 
-def refuse_if_held(run_dir: Path) -> None:
-    """Raise ConfigError if a living driver holds the folder; takes up to `WATCH` seconds, most times none."""
+def refuse_if_held(run_dir: Path) -> Owner | None:
+    """Raise ConfigError if a living driver holds the folder; returns the dead one that does, if its file names one.
+
+    Takes up to `WATCH` seconds, most times none.
+    """
     path = run_dir / LOCK
+    owner = _owner(path)
     with contextlib.suppress(FileNotFoundError):  # released meanwhile
-        owner = _owner(path)
         if _lives(path, owner):
             raise ConfigError(
                 f"{run_dir} is in use by {owner or 'a driver that is just starting'}; wait for it or stop it, or give another "
                 f"--name. If that process is dead for sure, remove {path}."
             )
+    return owner
 
 
 def _create(path: Path, owner: Owner) -> bool:
@@ -129,15 +132,17 @@ def _take_away(path: Path, dead: Owner | None) -> None:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if (moved := _owner(aside)) == dead:
+    moved = _owner(aside)
+    beat, now = _beat_and_now(aside)
+    if moved == dead and (dead is not None or abs(now - beat) >= STALE):  # a young file without a name is being written
         log.warning(
             "%s: took over the lock of a driver that is gone (%s)", path.parent, dead or "its file is not readable"
         )
         aside.unlink()
-    elif moved is not None and not _create(path, moved):  # a living one's: given back, unless a third came between,
-        aside.unlink()  # which the living one then finds at its next beat
-    else:
+    elif path.exists():  # a third came between, which the living one finds at its next beat
         aside.unlink()
+    else:
+        aside.rename(path)
 
 
 def _lives(path: Path, owner: Owner | None) -> bool:
