@@ -54,4 +54,6 @@ bench: $(READY) ## run every benchmark; results in benchmarks/results
 
 ui: $(READY) ## open the record of all runs on http://127.0.0.1:5000
 	@mkdir -p runs
-	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 \
+	  --allowed-hosts 127.0.0.1:5000,localhost:5000 --cors-allowed-origins http://127.0.0.1:5000,http://localhost:5000 \
+	  --x-frame-options DENY

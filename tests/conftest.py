@@ -12,6 +12,7 @@ os.environ.update(
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,27 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # results do not depend on the machine's cores, and parallel runs do not fight for them
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_other_machine() -> Iterator[None]:
+    """Connections of this process to other machines fail at once, so that no test depends on a network or tells it anything."""
+    import psutil
+
+    mine = {address.address.partition("%")[0] for found in psutil.net_if_addrs().values() for address in found}
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        # UDP "connects" without sending a byte; Ray asks for this machine's address in that way.
+        if self.family in (socket.AF_INET, socket.AF_INET6) and self.type == socket.SOCK_STREAM:
+            host = socket.gethostbyname(address[0]) if self.family == socket.AF_INET else address[0]
+            if not host.startswith(("127.", "::1")) and host not in mine:
+                raise AssertionError(f"no test may reach another machine: {address}")
+        connect(self, address)
+
+    socket.socket.connect = guarded  # type: ignore[method-assign]
+    yield
+    socket.socket.connect = connect  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from raydino.config import ConfigError
-from raydino.launch import cluster as module
-from raydino.launch.cluster import ClusterConfig, start_ray
+from raydino.launch import connect as module
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.connect import start_ray
 from raydino.launch.machine import Machine
 from raydino.launch.preflight import Facts, check
 from raydino.recipe import Recipe

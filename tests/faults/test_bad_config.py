@@ -11,6 +11,7 @@ from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.machine import Machine
 from raydino.launch.preflight import Facts, check
+from raydino.launch.resume import run_meant
 from raydino.recipe import Recipe
 from raydino.views import Crops, Views
 
@@ -145,10 +146,19 @@ def test_row_15__arithmetic_that_training_does_not_survive(precision: str) -> No
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"global_batch": 128}, {"steps": 999}, {"optim.lr": 1e-3}])
-def test_row_16__a_changed_recipe_is_another_run_so_it_never_takes_up_a_checkpoint(change: dict) -> None:
-    """The matrix refuses the resume. Here the folder's name holds the recipe's fingerprint, so there is nothing to resume."""
-    assert Recipe().override(change).id != Recipe().id
-    assert Recipe().override({"cadence.log": 1}).id == Recipe().id
+def test_row_16__a_changed_recipe_takes_up_a_run_only_where_that_is_allowed_by_name(
+    change: dict, tmp_path: Path
+) -> None:
+    (field, value) = next(iter(change.items()))
+    folder, changed = tmp_path / Recipe().id, Recipe().override(change)
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(Recipe().to_yaml())
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(ConfigError) as refused:
+        run_meant(changed, tmp_path, resume=True)
+    assert all(word in str(refused.value) for word in (field, str(value), "--allow-change"))
+    assert run_meant(changed, tmp_path, resume=True, allow=(field,)).run_dir == folder
+    assert run_meant(changed, tmp_path, resume=False).run_dir == tmp_path / changed.id  # without it, another run
 
 
 def _refused(folder, *, recipe: dict | None = None, cluster: dict | None = None) -> str:

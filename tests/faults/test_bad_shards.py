@@ -1,4 +1,4 @@
-"""Rows 31 to 40 of the matrix of bad input (docs/reliability.md): shards, archives and the storage they lie on.
+"""Rows 31 to 36, 39 and parts of 37 and 40 of the matrix of bad input (docs/reliability.md): shards and storage that fails.
 
 Damage is judged against an undamaged golden run, in order and by content hash: an error is right, another image without a
 word is not.
@@ -6,10 +6,7 @@ word is not.
 
 import hashlib
 import io
-import tarfile
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,7 @@ import pytest
 from PIL import Image
 
 from raydino.config import ConfigError
-from raydino.curation.archives import SourceError
 from raydino.curation.ingest import ingest
-from raydino.curation.sources import open_source, read_source
 from raydino.data.fetch import BadImage, TooManyBadImages, local_windows
 from raydino.data.plan import Plan
 from raydino.data.stream import batches
@@ -86,6 +81,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return noted
 
 
+@pytest.mark.fault  # seconds of one core
 def test_row_34__no_bit_of_a_hundred_flips_without_being_noticed(golden, waits) -> None:
     """F9. Either it is refused, or it struck a byte that means nothing and the same images come in the same order."""
     root, shard, expected = golden
@@ -206,18 +202,6 @@ def test_row_36__nothing_or_less_than_a_global_batch(rows: int, tmp_path: Path) 
     assert "0 images in 1 files" in str(refused.value) if rows == 0 else "3" in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "..\\x.jpg", "link", "device", "pipe"])
-def test_row_37__members_that_point_outside_or_are_no_files(name: str, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "t.tar", "w") as archive:
-        info = tarfile.TarInfo(name)
-        kinds = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE, "pipe": tarfile.FIFOTYPE}
-        info.type, info.linkname = kinds.get(name, tarfile.REGTYPE), "/etc/passwd"
-        archive.addfile(info, io.BytesIO(b""))
-    with pytest.raises(SourceError, match="make the archive again without it") as refused:
-        open_source(str(tmp_path / "t.tar"))
-    assert repr(name) in str(refused.value)
-
-
 @pytest.mark.parametrize(
     "path", ["../secret.parquet", "/etc/x.parquet", "a/../../x.parquet", "s3://b/x.parquet", "..\\x"]
 )
@@ -227,54 +211,6 @@ def test_row_37__a_manifest_that_leads_out_of_its_folder(path: str, tmp_path: Pa
     (tmp_path / "manifest.json").write_text(text.replace(f"data/{shard.name}", path.replace("\\", "\\\\")))
     with pytest.raises(ShardError, match="leads out of the folder"):
         load(Folder(tmp_path))
-
-
-@pytest.fixture
-def bucket() -> Iterator[Callable[[int, str], tuple[str, list[str]]]]:
-    """An object store on this machine that answers every request with one error; returns an address and what was asked."""
-    servers = []
-
-    def start(status: int, code: str) -> tuple[str, list[str]]:
-        asked: list[str] = []
-
-        class Refuse(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                asked.append(f"{self.command} {self.path}")
-                body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/xml")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            do_GET = do_HEAD = do_PUT = do_POST = answer
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        servers.append(server := ThreadingHTTPServer(("127.0.0.1", 0), Refuse))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        place = f"127.0.0.1%3A{server.server_port}&scheme=http&region=us-east-1"
-        return f"s3://AKIAIOSFODNN7EXAMPLE:hunter2@bucket/images?endpoint_override={place}", asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [(403, "InvalidAccessKeyId"), (403, "AccessDenied"), (403, "SignatureDoesNotMatch"), (404, "NoSuchBucket")],
-)
-def test_row_38__refused_credentials_and_missing_buckets_are_no_loop(status: int, code: str, bucket, waits) -> None:
-    address, asked = bucket(status, code)
-    with pytest.raises(ConfigError) as refused:
-        open_collection(address)
-    assert len(asked) <= 3 and not waits, asked
-    assert "bucket" in str(refused.value)
-    assert "hunter2" not in str(refused.value) and "AKIA" not in str(refused.value)
 
 
 class Flaky:
@@ -327,18 +263,6 @@ def test_row_39__storage_that_stays_away_ends_the_attempt_and_accuses_no_image(f
     assert (told, len(waits)) == ([], 3)
 
 
-def test_row_40__names_with_line_breaks_and_bytes_that_are_no_text(tmp_path: Path, capfd) -> None:
-    (tmp_path / "in").mkdir()
-    folder = bytes(tmp_path / "in")
-    for name, data in ((b"a\nERROR fake\x1b[31m.png", png(1)), (b"b\xff\xfe.png", png(2)), (b"c\r.png", b"")):
-        Path((folder + b"/" + name).decode("utf-8", "surrogateescape")).write_bytes(data)
-    paths = [image.path for image in read_source(str(tmp_path / "in"))]
-    assert paths == [r"a\nERROR fake\x1b[31m.png", r"b\udcff\udcfe.png", r"c\r.png"]
-    ingest([str(tmp_path / "in")], str(tmp_path / "out"), max_bad=0.5)
-    assert pq.read_table(tmp_path / "out" / "quarantine.parquet")["path"].to_pylist() == [r"c\r.png"]
-    assert "fake" not in "".join(capfd.readouterr())
-
-
 def test_row_40__a_path_in_a_foreign_shard_breaks_no_line_of_a_message(tmp_path: Path) -> None:
     image = [{"bytes": b"junk", "path": "x\nerror: all is well"}] * 16
     pq.write_table(pa.table({"image": image}), tmp_path / "train.parquet")
@@ -347,7 +271,7 @@ def test_row_40__a_path_in_a_foreign_shard_breaks_no_line_of_a_message(tmp_path:
     assert len(str(stopped.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("every", [100, 33])
+@pytest.mark.parametrize("every", [100, pytest.param(33, marks=pytest.mark.fault)])
 def test_f10__a_bad_image_is_named_once_and_filled_by_one_that_depends_on_bytes_alone(
     every: int, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_row_60__a_full_disk_here_holds_the_record_in_memory_until_there_is_room
 ODD_KEYS = ["a" * 300, "ünïcode", "a,b;c", "", "/abs", "../up", "a//b", "a/./b", "a/..", ".", "trail/", "new\nline"]
 
 
+@pytest.mark.fault  # seconds of one core
 def test_row_61__over_mlflows_limits_is_trimmed_and_the_full_text_is_an_artifact(tmp_path: Path) -> None:
     """In a real MLflow store, which refuses whatever is over its limits."""
     from mlflow import MlflowClient

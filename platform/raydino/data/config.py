@@ -1,6 +1,8 @@
 """Settings of the data side that change the result of a run. Where the work is done belongs to the cluster file."""
 
-from typing import Annotated, Self
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +33,18 @@ class DataConfig(Config):
     """With stream_dedup: folders of evaluation images, none of which may be trained on."""
     normalisation: Normalisation = Normalisation()
     """Mean and standard deviation of the input."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_password(cls, given: Any) -> Any:
+        """A recipe is written down and recorded; before the fields, so that no error repeats what is refused."""
+        paths = [given.get("path"), *(given.get("stream_against") or ())] if isinstance(given, Mapping) else []
+        if any(re.search(r"://[^/@]*:[^/]*@", str(path)) for path in paths):
+            raise ValueError(
+                "path or stream_against holds credentials, and a recipe is written down; leave them out of the address and give "
+                "them in the environment (for s3://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
+        return given
 
     @model_validator(mode="after")
     def _refused_only_with_claims(self) -> Self:

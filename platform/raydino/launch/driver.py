@@ -35,6 +35,7 @@ from raydino.launch.resume import (
 )
 from raydino.launch.trainer import Training
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
+from raydino.tracking.redact import redact_text
 
 if TYPE_CHECKING:
     from raydino.launch.inputs import Inputs
@@ -108,7 +109,7 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     # The history first: a crash before the recipe finds the same change again, and nothing is forgotten.
     write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": known.get("mlflow_run_id")}, indent=1))
     write(run_dir / RECIPE_FILE, recipe.to_yaml())
-    write(run_dir / "cluster.yaml", cluster.to_yaml())
+    write(run_dir / "cluster.yaml", redact_text(cluster.to_yaml()))  # for people: nothing reads it back
     try:
         mlflow_run_id = create_run(
             tracking_uri=cluster.tracker(),
@@ -148,9 +149,8 @@ def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
             say(f"error: another driver has taken over {job.run_dir} while this one was held up; leaving it alone.")
             return 1
         error = training.error()
-        job = replace(
-            job, mlflow_run_id=recorded_run(job.run_dir) or job.mlflow_run_id
-        )  # the tracker may have come back
+        # The tracker may have come back, or come back empty, and then knows the run under another id.
+        job = replace(job, mlflow_run_id=recorded_run(job.run_dir) or job.mlflow_run_id)
         # Said before Ray goes: after a failure its own thread may still use it, and Ray then ends the process on the spot.
         summary = summarise(job.run_dir, job.recipe, mlflow_run_id=job.mlflow_run_id)
         if error is not None:

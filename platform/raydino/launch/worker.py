@@ -34,12 +34,16 @@ from raydino.launch.watchdog import FOLDER as STACKS
 from raydino.launch.watchdog import Watchdog
 from raydino.launch.wishes import Wishes
 from raydino.recipe import Recipe
+from raydino.shards.schema import ShardUnreachable
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import native_bf16, replicate
 from raydino.train.steps import Loop, StepReport, training_steps
 from raydino.train.verify import CheckpointError
 from raydino.views import Batch
+
+LASTING = (ConfigError, UnhealthyError, TooManyBadImages, CheckpointError)
+"""What a restart would meet again."""
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +60,15 @@ def train_worker(job: Job, claim: Owners | None = None) -> None:
     """Train `job` on this worker, from the newest checkpoint on; `claim` decides on copies where `data.stream_dedup` asks for it.
 
     Raises whatever goes wrong. What a restart would meet again is written to failure.json too, so that the driver stops at
-    once: ConfigError, UnhealthyError, TooManyBadImages, CheckpointError, and any exception that came before at the same step.
+    once: what is LASTING, unless it is storage that does not answer, and any exception that came before at the same step.
     """
     progress, rank = _Progress(), collectives.rank()
     try:
         _train(job, progress, claim)
-    except (ConfigError, UnhealthyError, TooManyBadImages, CheckpointError) as error:
-        failure.give_up(job.run_dir, error, str(error))
-        raise
     except Exception as error:
-        if failure.came_again(job.run_dir, error, rank=rank, step=progress.done):
+        if isinstance(error, LASTING) and not isinstance(error, ShardUnreachable):  # storage may answer after a restart
+            failure.give_up(job.run_dir, error, str(error))
+        elif failure.came_again(job.run_dir, error, rank=rank, step=progress.done):
             failure.give_up(job.run_dir, error, failure.explanation(error, rank=rank, step=progress.done))
         raise
 
