@@ -13,6 +13,7 @@ import pytest
 from raydino.config import ConfigError
 from raydino.launch import lock as module
 from raydino.launch.lock import LOCK, Owner, refuse_if_held, run_lock
+from raydino.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +175,20 @@ def test_run_lock__of_many_who_find_a_dead_owner_one_gets_the_folder(tmp_path: P
             thread.join()
         assert (held, len(refused)) == ([False], 7)
         assert not list(run_dir.iterdir())
+
+
+def test_run_lock__a_command_is_refused_before_anything_slow_is_imported(tmp_path: Path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\nfrom raydino.launch.driver import main\nfrom raydino.recipe import Recipe\n"
+        "try:\n    main(Recipe(name='held'), {}, description='Train.')\n"
+        "finally:\n    print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
+    words = ["--cluster.storage", str(tmp_path), "--resume", "auto"]
+    with run_lock(tmp_path / Recipe(name="held").id):
+        done = subprocess.run(
+            [sys.executable, str(script), *words], env=environment, capture_output=True, text=True, timeout=60
+        )
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert f"in use by pid {os.getpid()} on " in done.stderr

@@ -56,8 +56,6 @@ def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> 
 
 def run(command: Command) -> int:
     """Carry out a command; returns the exit status. Raises ConfigError for what cannot be run."""
-    from raydino.launch.facts import probe_speed, run_facts
-    from raydino.launch.inputs import open_against, open_inputs, resolve
     from raydino.launch.summary import finished
 
     recipe, cluster = command.recipe, command.cluster
@@ -66,11 +64,14 @@ def run(command: Command) -> int:
         if not meant.changes and (done := finished(meant.run_dir)):
             say(f"{meant.run_dir.name} is finished: {_headline(done)}\n{meant.run_dir}")
             return 0
-        refuse_if_held(meant.run_dir)  # again when the lock is taken; now, because imports and plan take seconds
+        refuse_if_held(meant.run_dir)  # again when the lock is taken; now, because imports and the plan take seconds
         if command.resume == "no" and (meant.run_dir / RUN_FILE).exists():
             raise ConfigError(
                 f"{meant.run_dir} exists and is not finished; add --resume auto to go on with it, or give another --name."
             )
+    from raydino.launch.facts import probe_speed, run_facts  # torch comes with them, so only now
+    from raydino.launch.inputs import open_against, open_inputs, resolve
+
     data_path = resolve(recipe, cluster.folder)
     inputs = open_inputs(recipe, data_path)
     digest = inputs.collection.manifest.digest

@@ -90,8 +90,7 @@ def run_lock(run_dir: Path) -> Iterator[Lock]:
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path, mine = run_dir / LOCK, _myself()
     while not _create(path, mine):
-        refuse_if_held(run_dir)
-        _take_away(path, _owner(path))
+        _take_away(path, refuse_if_held(run_dir))
     lock = Lock(path, mine)
     try:
         yield lock
@@ -99,16 +98,20 @@ def run_lock(run_dir: Path) -> Iterator[Lock]:
         lock.release()
 
 
-def refuse_if_held(run_dir: Path) -> None:
-    """Raise ConfigError if a living driver holds the folder; takes up to `WATCH` seconds, most times none."""
+def refuse_if_held(run_dir: Path) -> Owner | None:
+    """Raise ConfigError if a living driver holds the folder; returns the dead one that does, if its file names one.
+
+    Takes up to `WATCH` seconds, most times none.
+    """
     path = run_dir / LOCK
+    owner = _owner(path)
     with contextlib.suppress(FileNotFoundError):  # released meanwhile
-        owner = _owner(path)
         if _lives(path, owner):
             raise ConfigError(
                 f"{run_dir} is in use by {owner or 'a driver that is just starting'}; wait for it or stop it, or give another "
                 f"--name. If that process is dead for sure, remove {path}."
             )
+    return owner
 
 
 def _create(path: Path, owner: Owner) -> bool:
@@ -123,36 +126,48 @@ def _create(path: Path, owner: Owner) -> bool:
 
 
 def _take_away(path: Path, dead: Owner | None) -> None:
-    """Remove the lock of a dead owner, unless another driver was faster: what was moved away is looked at again."""
-    aside = path.with_name(f".{LOCK}.{secrets.token_hex(4)}")
+    """Remove the lock of a dead owner. Whoever wants to must have the guard first, or the second of two who saw the same dead
+    owner would remove the lock of the first."""
+    guard = path.with_name(f".{LOCK}.guard")
     try:
-        path.rename(aside)
-    except FileNotFoundError:
+        os.close(os.open(guard, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        time.sleep(BEAT / 10)
+        with contextlib.suppress(FileNotFoundError):
+            if _age(guard) >= STALE:  # its maker died between two lines
+                guard.unlink()
         return
-    if (moved := _owner(aside)) == dead:
-        log.warning(
-            "%s: took over the lock of a driver that is gone (%s)", path.parent, dead or "its file is not readable"
-        )
-        aside.unlink()
-    elif moved is not None and not _create(path, moved):  # a living one's: given back, unless a third came between,
-        aside.unlink()  # which the living one then finds at its next beat
-    else:
-        aside.unlink()
+    try:
+        # A young file without a name is being written.
+        if path.exists() and _owner(path) == dead and (dead is not None or _age(path) >= STALE):
+            path.unlink()
+            gone = dead or "its file names none"
+            log.warning("%s: took over the lock of a driver that is gone (%s)", path.parent, gone)
+    except FileNotFoundError:
+        pass
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 def _lives(path: Path, owner: Owner | None) -> bool:
     """Whether the owner of a lock file is alive. Raises FileNotFoundError when the file has gone."""
     if owner is not None and owner.place == _place():
         return _born(owner.pid) == owner.born
-    beat, now = _beat_and_now(path)
-    if abs(now - beat) < STALE:
+    if _age(path) < STALE:
         return True
+    beat = _beat_and_now(path)[0]
     deadline = time.monotonic() + WATCH
     while time.monotonic() < deadline:  # a clock that was set would make an old one of a heart that beats
         time.sleep(BEAT / 10)
         if _beat_and_now(path)[0] != beat:
             return True
     return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last heartbeat, or until it where a clock was set."""
+    beat, now = _beat_and_now(path)
+    return abs(now - beat)
 
 
 def _beat_and_now(path: Path) -> tuple[float, float]:
