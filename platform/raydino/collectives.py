@@ -1,5 +1,9 @@
 """The few collectives the methods need. In one process each is the identity, so no code asks whether it is distributed."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,11 +19,32 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+class _Clock:
+    """Seconds that this process has waited in collectives."""
+
+    waited = 0.0
+
+
+def waited() -> float:
+    """Seconds that this process has spent in the collectives below so far; on a GPU only the host's share of them."""
+    return _Clock.waited
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        _Clock.waited += time.perf_counter() - begin
+
+
 def all_sum(value: Tensor) -> Tensor:
     """Sum over ranks; a new tensor, without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(value)
+        with _waiting():
+            dist.all_reduce(value)
     return value
 
 
@@ -32,7 +57,8 @@ def all_max(value: Tensor) -> Tensor:
     """Maximum over ranks; a new tensor, without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        with _waiting():
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
 
 

@@ -223,7 +223,7 @@ class Shell:
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.stage, self.storage = Stage(folder), folder / "runs"
-        self.config = folder / "small.yaml"
+        self.config, self.started = folder / "small.yaml", list[subprocess.Popen[str]]()
         self.config.write_text(recipe.to_yaml())
 
     @property
@@ -236,7 +236,7 @@ class Shell:
         """Begin the run, or go on with it, in a session of its own."""
         kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
         words = ["--config", str(self.config), "--cluster.storage", str(self.storage), "--cluster.threads", "1"]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(ROOT / "recipes" / "dinov2.py"), *words, *flags],
             env={**kept, **self.stage.environment},
             text=True,
@@ -244,22 +244,32 @@ class Shell:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+@pytest.fixture
+def kill_all() -> Callable[[subprocess.Popen[str]], None]:
     """SIGKILL for a driver and all that it started: Ray's workers are in groups of their own."""
     import psutil
 
-    everything = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    for child in everything:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.communicate(timeout=30)
-    psutil.wait_procs(everything, timeout=30)
+    def kill(process: subprocess.Popen[str]) -> None:
+        everything = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGKILL)
+        for child in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.communicate(timeout=30)
+        psutil.wait_procs(everything, timeout=30)
+
+    return kill
 
 
 @pytest.fixture
 def shell(small: Recipe, tmp_path: Path) -> Iterator[Shell]:
     """A command line with a folder of its own."""
-    yield Shell(tmp_path, small)
+    shell = Shell(tmp_path, small)
+    yield shell
+    for process in shell.started:  # a test that failed leaves no run behind
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -55,3 +55,16 @@ def attempt_steps(stage: Any) -> list[int]:
     lines = stage.lines(0)
     last = max(number for number, line in enumerate(lines) if "begin" in line)
     return [line["step"] for line in lines[last + 1 :]]
+
+
+def test_fault_16__a_hang_and_a_frozen_process(
+    nodes: Any, stage: Any, pair: list[Any], job: Callable[..., Job], tmp_path: Path
+):
+    """Ray asks another thread whether a worker lives, so it notices neither; the watchdog of the rank that waits for it does."""
+    stage.clear(Fault("step", "hang", rank=1, step=4), Fault("step", "freeze", rank=0, step=10))
+    fit(job(hang_timeout=15.0))
+    assert [line["begin"] for line in stage.begins(0)] == [0, 3, 9]
+    assert [stage.steps(0), stage.steps(1)] == pair
+    stacks = [path.read_text() for path in (tmp_path / "stacks").glob("*.of-rank1.txt")]
+    assert any("faults.py" in text and "_strike" in text for text in stacks)  # where it hung
+    assert list((tmp_path / "stacks").glob("*.of-rank0.txt"))

@@ -1,15 +1,22 @@
 """How many workers a run takes when machines come and go: only numbers that share the lanes evenly."""
 
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
-from raydino.launch.elastic import EvenSizes, fitting
+from raydino.launch import elastic
+from raydino.launch.elastic import EvenSizes, answers, fitting
+from raydino.launch.wishes import SAVE
 
 
 @pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch):
+def policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A policy on a cluster of machines with so many CPUs; a name that starts with `dead` is reserved and gone."""
 
     def make(
@@ -17,9 +24,10 @@ def policy(monkeypatch: pytest.MonkeyPatch):
     ) -> tuple[EvenSizes, int]:
         alive = {name: cpus for name, cpus in machines.items() if not name.startswith("dead")}
         monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": name, "Alive": name in alive} for name in machines])
+        monkeypatch.setattr(elastic, "answers", lambda node: not node["NodeID"].startswith("silent"))
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(alive.values())})
         scaling = ScalingConfig(num_workers=(sizes[0], sizes[-1]), resources_per_worker={"CPU": each})
-        made = EvenSizes(scaling, sizes=sizes, spare=spare, patience=patience)
+        made = EvenSizes(scaling, sizes=sizes, spare=spare, patience=patience, run_dir=tmp_path)
         monkeypatch.setattr(made, "_maybe_send_resource_request", lambda: None)
         reserved = {name: {"CPU": cpus} for name, cpus in machines.items()}
         monkeypatch.setattr(made, "_get_reserved_resources", lambda: reserved)
@@ -35,6 +43,7 @@ def policy(monkeypatch: pytest.MonkeyPatch):
         ({"a": 9.0}, 8),
         ({"a": 2.0, "b": 2.0}, 2),  # 3 would fit
         ({"a": 4.0, "dead": 4.0}, 2),
+        ({"a": 4.0, "silent": 4.0}, 4),
         ({"a": 1.0}, 0),
     ],
 )
@@ -66,3 +75,35 @@ def test_even_sizes__starts_what_is_there_and_waits_for_the_least_only_so_long(p
 def test_fitting__against_trying_all():
     for most in range(10):
         assert fitting((1, 2, 4, 8), most) == max([n for n in (1, 2, 4, 8) if n <= most] or [0])
+
+
+def test_even_sizes__a_resize_waits_until_the_state_is_saved(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr("raydino.launch.elastic.time.monotonic", lambda: now[0])
+    made, _ = policy({"a": 5.0})
+    state: Any = SimpleNamespace(start_time=float("-inf"), num_workers=2)
+
+    def decide():
+        now[0] += 1
+        return made.make_decision_for_running_worker_group(state, None)
+
+    assert isinstance(decide(), NoopDecision) and (tmp_path / SAVE).exists()
+    assert isinstance(decide(), NoopDecision)
+    (tmp_path / SAVE).unlink()
+    assert decide().num_workers == 4
+    made._latest_monitor_time = float("-inf")
+    assert isinstance(decide(), NoopDecision) and (tmp_path / SAVE).exists()
+    now[0] += 1000  # workers that do not answer are not waited for
+    assert decide().num_workers == 4
+    state.num_workers, made._latest_monitor_time = 4, float("-inf")
+    assert isinstance(decide(), NoopDecision)
+    (tmp_path / SAVE).unlink()
+    state.num_workers, made._latest_monitor_time = 8, float("-inf")
+    assert decide().num_workers == 4 and not (tmp_path / SAVE).exists()  # a machine was lost
+
+
+def test_answers__an_address_where_somebody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert answers({"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port})
+    assert not answers({"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port})

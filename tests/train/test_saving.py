@@ -130,11 +130,11 @@ saver = Saver(folder, keep=2, limit=3)
 def begin(step, size):
     values = torch.full((size,), float(step))
     return saver.save(step, model={"w": values}, optimizer={"0.m": values}, meta={})
-begin(1, 1000); saver._collect()
+begin(1, 1000); saver.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 for step in (2, 3):
     begin(step, 100_000)
-    said.append(saver._collect())
+    said.append(saver.wait())
 left = sorted(path.name for path in folder.iterdir())
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 begin(4, 100_000)

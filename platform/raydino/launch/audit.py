@@ -41,7 +41,15 @@ class Audit:
         """Write the line of a finished step."""
         if self._folder:
             loss = float(report.metrics[LOSS_TOTAL]).hex()
-            self._write({**self._seen.pop(report.step), "loss": loss, "pid": os.getpid()})
+            self._write(
+                {**self._seen.pop(report.step), "loss": loss, "skipped": report.skipped is not None, "pid": os.getpid()}
+            )
+
+    def steps(self, reports: Iterable[StepReport]) -> Iterator[StepReport]:
+        """The reports, each written down on its way."""
+        for report in reports:
+            self.step(report)
+            yield report
 
     def _write(self, line: dict[str, Any]) -> None:
         with Path(self._folder, f"rank-{self._rank}.jsonl").open(

@@ -68,6 +68,11 @@ class ClusterConfig(Config):
     """Times that a run restarts from its last checkpoint by itself after losing a worker."""
     start_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a run waits for its workers, at its start and after a loss, before it gives up; autoscalers take minutes."""
+    allow_unauthenticated: bool = False
+    """Join a cluster that other machines reach and that asks nobody for a token."""
+    hang_timeout: Annotated[float, Field(ge=0)] = 900.0
+    """Seconds without a finished step after which a worker leaves its stacks and is started again; 0: never. First steps and
+    evaluations have four times as long."""
     object_store_mb: Annotated[int, Field(ge=100)] | None = None
     """Shared memory for Ray's object store, MB; only for `local`, a running cluster has its own. None: 600, and on a machine with
     GPUs 30 % of its memory, if /dev/shm has as much."""

@@ -94,12 +94,12 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     """Fill the run's folder and make its MLflow run."""
     from raydino.launch.failure import ERRORS, FAILURE
     from raydino.launch.job import Job
-    from raydino.launch.worker import STOP
+    from raydino.launch.wishes import SAVE, STOP
     from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
     from raydino.tracking.outbox import recorded_run
 
     recipe, cluster, run_dir = command.recipe, command.cluster, meant.run_dir
-    for leftover in (STOP, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
+    for leftover in (STOP, SAVE, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
         for path in run_dir.glob(leftover):
             path.unlink()
     manifest, known = inputs.collection.manifest, read_run(run_dir)
@@ -183,7 +183,7 @@ class _Stop:
             signal.signal(kind, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        from raydino.launch.worker import STOP
+        from raydino.launch.wishes import STOP
 
         if self.status:
             os._exit(self.status)

@@ -4,9 +4,12 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+PYTHON_LEAST = (3, 11)
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,19 @@ class Machine:
     python: tuple[int, int]
     ray: str
     """Version of Ray, "" if it is not installed."""
+    temporary_used: float = 0.0
+    """Share that is used of the disk on which Ray keeps its session and spills."""
+
+    def version_faults(self) -> list[str]:
+        """What is wrong with its Python and Ray, for people."""
+        faults = []
+        if self.python < PYTHON_LEAST:
+            faults.append(
+                f"Python {self.python[0]}.{self.python[1]}: raydino needs 3.11 or newer; make a new environment."
+            )
+        if not self.ray:
+            faults.append("Ray is not installed in this environment; run `make setup`, or use an image that has it.")
+        return faults
 
 
 def this_machine() -> Machine:
@@ -41,7 +57,16 @@ def this_machine() -> Machine:
         shared_memory=shared,
         python=(sys.version_info.major, sys.version_info.minor),
         ray=ray,
+        temporary_used=_used(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
     )
+
+
+def _used(folder: Path) -> float:
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return 0.0
+    return 1 - disk.free / disk.total
 
 
 def _memory() -> int:

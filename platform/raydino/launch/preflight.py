@@ -6,23 +6,25 @@ be tested without a machine that breaks it. An impossible run raises ConfigError
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
 from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
 from raydino.launch.machine import Machine
+from raydino.launch.shown import in_bytes, public_uri
 from raydino.methods import rules
 from raydino.methods.config import SelfDistillationConfig
 from raydino.recipe import Recipe
 
 RAY_TESTED = "2.60."
-PYTHON_LEAST = (3, 11)
 STATE_BYTES_PER_PARAMETER = 20  # float32: student, teacher, its gradient and AdamW's two moments
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
 PROTOTYPES_MOST = 0.5  # of the images
 MEMORY_MOST = 0.25  # of the run that the teacher remembers
 READ_MOST = 1.1  # rows read for each row used; folders written by curation stay below it
+DISK_FULL = 0.95  # Ray's local_fs_capacity_threshold
 SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
 
 
@@ -72,7 +74,7 @@ def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Mach
         *_share_faults(recipe, cluster, facts),
         *_network_faults(recipe, cluster, facts, machine),
         *(_machine_faults(cluster, machine, facts) if cluster.is_local else []),
-        *_version_faults(machine),
+        *machine.version_faults(),
         *_storage_faults(recipe, cluster, facts),
     ]
     if faults:
@@ -156,6 +158,11 @@ def _machine_faults(cluster: ClusterConfig, machine: Machine, facts: Facts) -> l
             f"starts with more than {in_bytes(STORE_UNSHARED)} only if it fits there; lower it, or give the container more with "
             "--shm-size."
         )
+    if machine.temporary_used > DISK_FULL:
+        faults.append(
+            f"{tempfile.gettempdir()}: its disk is {machine.temporary_used:.0%} full, and Ray neither stores nor spills above "
+            f"{DISK_FULL:.0%}, it waits; free some space, or name another disk with RAY_TMPDIR."
+        )
     if cluster.decode_in == "cluster" and (
         fault := store_fault(facts.store_bytes, store, field="cluster.object_store_mb")
     ):
@@ -192,17 +199,6 @@ def store_fault(needed: int, store: int, *, field: str = "the cluster's object s
     )
 
 
-def _version_faults(machine: Machine) -> list[str]:
-    faults = []
-    if machine.python < PYTHON_LEAST:
-        faults.append(
-            f"Python {machine.python[0]}.{machine.python[1]}: raydino needs 3.11 or newer; make a new environment."
-        )
-    if not machine.ray:
-        faults.append("Ray is not installed in this environment; run `make setup`, or use an image that has it.")
-    return faults
-
-
 def _storage_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[str]:
     """Checkpoints are renamed into place, which only a file system does at once; two of them exist meanwhile."""
     name, folder = f"cluster.storage = {cluster.storage}", Path(cluster.storage)
@@ -231,8 +227,6 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"cluster.tracking_uri = {public_uri(cluster.tracker())} is a file, but the run may be recorded from "
             f"another node (cluster.address = {cluster.address}); give an MLflow server, or shared storage."
         )
-    if not cluster.is_local and os.environ.get("RAY_AUTH_MODE") == "disabled":
-        out.append("RAY_AUTH_MODE = disabled: whoever reaches the cluster's ports can run code on it; set it to token.")
     store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
     if cluster.is_local and machine.shared_memory < SHARED_MEMORY_LEAST * store:
         out.append(
@@ -301,19 +295,3 @@ def _claim_warnings(recipe: Recipe, facts: Facts) -> list[str]:
         "run, they differ with cluster.workers, and a resumed run does not repeat the interrupted one bit for bit. The exact "
         "way: `python recipes/curate.py --source PATH --out NEW`."
     ]
-
-
-def public_uri(uri: str) -> str:
-    """A URI without user and password."""
-    scheme, mark, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
-
-
-def in_bytes(number: float) -> str:
-    """A number of bytes for people, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import ray.train
@@ -23,8 +24,12 @@ from raydino.tracking.opening import Opening
 from raydino.tracking.run import (
     COLLAPSED,
     EVAL_FEATURE_STD,
+    LOSS_SPIKES,
+    NOT_FINITE,
     PIXELS_TOP1,
     RANKME,
+    SLOWEST_RANK,
+    SLOWEST_RATIO,
     TEACHER_DISTANCE,
     UNIFORMITY,
     Run,
@@ -32,6 +37,7 @@ from raydino.tracking.run import (
     evaluation_metric,
 )
 from raydino.tracking.spool import Spool
+from raydino.train.guard import Skip
 from raydino.train.health import COLLAPSE_ADVICE, CollapseAlarm, teacher_distance
 from raydino.train.steps import Loop, StepReport
 from raydino.views import Batch
@@ -41,18 +47,24 @@ log = logging.getLogger(__name__)
 PICTURE_IMAGES = 6
 QUARANTINE = "quarantine.jsonl"
 """File in the run's folder: the images that could not be decoded."""
+SKIPPED = "skipped.jsonl"
+"""File in the run's folder: the steps that changed nothing, and the images they were of."""
 
 
 class Record:
-    """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images to a table of each rank's own."""
+    """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images and skipped steps to tables of each rank's
+    own."""
 
-    def __init__(self, job: Job, rank: int) -> None:
-        self._job, self._rank = job, rank
+    def __init__(self, job: Job, rank: int, device: torch.device) -> None:
+        self._job, self._rank, self._device = job, rank, device
         self._meter, self.rate = Meter(), Rate()
         recipe = job.recipe
         views = recipe.method.global_crops.count * job.cluster.micro_batch(recipe.global_batch)
         self._alarm = CollapseAlarm(warmup=in_steps(recipe.optim.warmup, recipe.steps), views=views)
         self._alarmed = False
+        self._noted: dict[str, float] = {}
+        self._own: list[float] = []
+        self._counts = {NOT_FINITE: 0, LOSS_SPIKES: 0}
         self.run = self._open() if rank == 0 else None
 
     def _open(self) -> Run:
@@ -63,16 +75,60 @@ class Record:
         return MLflowRun(spool, tracking_uri=self._job.tracking_uri, run_id=self._job.mlflow_run_id)
 
     def step(self, report: StepReport, *, now: bool) -> None:
-        """Count a step; write the means since the last line if it is time (`now`)."""
-        self._meter.add(report.metrics)
-        self._alarm.add(report.metrics, report.step)
+        """Count a step; write the means since the last line if it is time (`now`). All ranks call it together."""
+        if report.skipped is None:
+            self._meter.add(report.metrics)
+            self._alarm.add(report.metrics, report.step)
+        else:
+            self._skip(report, report.skipped)
+        self._counts[LOSS_SPIKES] += report.spike
+        self._own.append(report.own)
         self.rate.step(images=report.images, waited=report.waited)
         if now:
-            verdict = self._alarm.verdict()
-            self.log({**self._meter.take(), **verdict, **self.rate.take()}, report.step + 1)
-            if verdict.get(COLLAPSED) and not self._alarmed and self.run is not None:
-                self._alarmed = True  # said once; the metric goes on
-                log.warning("step %d: the run has collapsed. %s", report.step + 1, COLLAPSE_ADVICE)
+            self._line(report.step + 1)
+
+    def _line(self, done: int) -> None:
+        verdict, counts = self._alarm.verdict(), {name: float(count) for name, count in self._counts.items()}
+        self.log(
+            {**self._meter.take(), **verdict, **counts, **self._slowest(), **self._noted, **self.rate.take()}, done
+        )
+        self._noted = {}
+        self._counts = dict.fromkeys(self._counts, 0)
+        if verdict.get(COLLAPSED) and not self._alarmed and self.run is not None:
+            self._alarmed = True  # said once; the metric goes on
+            log.warning("step %d: the run has collapsed. %s", done, COLLAPSE_ADVICE)
+        if counts[LOSS_SPIKES] and self.run is not None:
+            log.warning("step %d: %d loss spikes since the last line (guards.spike)", done, counts[LOSS_SPIKES])
+
+    def _slowest(self) -> dict[str, float]:
+        """Which rank the others wait for. All ranks call it together."""
+        seconds, self._own = sum(self._own) / len(self._own), []
+        if collectives.world_size() == 1:
+            return {}
+        each = torch.zeros(collectives.world_size(), dtype=torch.float64)
+        each[self._rank] = seconds
+        each = collectives.all_sum(each.to(self._device)).cpu()
+        slowest = int(each.argmax())
+        others = torch.cat([each[:slowest], each[slowest + 1 :]])
+        return {SLOWEST_RANK: float(slowest), SLOWEST_RATIO: float(each[slowest] / others.median().clamp(min=1e-9))}
+
+    def _skip(self, report: StepReport, skip: Skip) -> None:
+        """Count a skipped step, and name this rank's images if they may be the cause."""
+        self._counts[NOT_FINITE] += skip.reason == "not finite"
+        if skip.suspect:
+            line = {
+                **asdict(skip),
+                "step": report.step,
+                "rank": self._rank,
+                "ids": [sample.hex() for sample in skip.ids],
+            }
+            line |= {name: str(line[name]) for name in ("loss", "grad_norm")}  # JSON has no NaN
+            with (self._job.run_dir / SKIPPED).open("a") as table:
+                table.write(json.dumps(line) + "\n")
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Put metrics on the next line."""
+        self._noted |= metrics
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Write metrics of `step` finished steps."""
@@ -88,8 +144,9 @@ class Record:
     def close(self, status: Status) -> None:
         """End the record."""
         if self.run is not None:
-            if (self._job.run_dir / QUARANTINE).exists():
-                self.run.artifact(self._job.run_dir / QUARANTINE)
+            for name in (QUARANTINE, SKIPPED):
+                if (self._job.run_dir / name).exists():
+                    self.run.artifact(self._job.run_dir / name)
             self.run.close(status)
 
 
@@ -98,6 +155,7 @@ class Judge:
 
     def __init__(self, job: Job, inputs: Inputs, loop: Loop, record: Record) -> None:
         self._job, self._inputs, self._loop, self._record = job, inputs, loop, record
+        self.device = loop.device
         self._evaluations = {name: config.build() for name, config in job.recipe.evals.items()}
 
     def evaluate(self, done: int) -> None:

@@ -5,6 +5,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from raydino.launch.job import Job
 
 START_FAILURES = 3  # groups of workers that may fail to start; Ray's own default is to try for ever
+ELASTIC_SECONDS = 15.0  # room that is there is given in one or two
 RESIZE_EVERY = 60.0  # seconds between looks for machines that came back: a resize costs a restart of some 15 s
 
 
@@ -64,11 +66,14 @@ def fit(job: "Job") -> None:
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    from raydino.launch.nodes import asks_for_token, check_door, check_nodes
     from raydino.launch.owners import start_owners
 
     cluster, resources = job.cluster, ray.cluster_resources()
     use_gpu = cluster.use_gpu(int(resources.get("GPU", 0)))
     _require(job, resources, use_gpu=use_gpu)
+    check_door(job, address=ray.get_runtime_context().gcs_address, token=asks_for_token())
+    check_nodes(job, use_gpu=use_gpu)
     claim = start_owners(job) if job.recipe.data.stream_dedup else None  # they live as long as this handle
     workers = (cluster.min_workers, cluster.workers) if cluster.is_elastic else cluster.workers
     trainer = _trainer(job)(
@@ -85,7 +90,9 @@ def fit(job: "Job") -> None:
             # A name of its own for every attempt: Ray silently resumes a name it knows, from a snapshot it may have lost.
             name=f"attempt-{secrets.token_hex(4)}",
             storage_path=str(job.run_dir / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=START_FAILURES),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=_start_failures(cluster)
+            ),
         ),
     )
     with environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_start_timeout(cluster))}):
@@ -116,13 +123,24 @@ def _trainer(job: "Job") -> Any:
         sizes=cluster.sizes(lanes=recipe.lanes, global_batch=recipe.global_batch),
         spare=_reading(cluster),
         patience=cluster.start_timeout,
+        run_dir=job.run_dir,
     )
     return partial(ElasticTorchTrainer, policy=policy)
 
 
 def _start_timeout(cluster: ClusterConfig) -> float:
-    """Seconds that Ray waits for room for a group of workers, each time that it tries; it then asks for what is there now."""
-    return cluster.start_timeout / (START_FAILURES + 1)
+    """Seconds that Ray waits for room for a group of workers, each time that it tries. A number of workers that follows the
+    cluster is then chosen anew, for what is there now."""
+    return (
+        min(ELASTIC_SECONDS, cluster.start_timeout)
+        if cluster.is_elastic
+        else cluster.start_timeout / (START_FAILURES + 1)
+    )
+
+
+def _start_failures(cluster: ClusterConfig) -> int:
+    """Groups of workers that may fail to start in the whole run; one that follows the cluster has a patience of its own."""
+    return START_FAILURES + (ceil(cluster.start_timeout / ELASTIC_SECONDS) if cluster.is_elastic else 0)
 
 
 def _not_started(job: "Job", resources: Mapping[str, float], free: Mapping[str, float]) -> str:

@@ -8,11 +8,11 @@ together. A worker that starts takes up the newest checkpoint of the run's folde
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import torch
@@ -25,25 +25,25 @@ from raydino.data.stream import batches
 from raydino.keyed import key64
 from raydino.launch import audit, failure
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.inputs import open_inputs
+from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.job import Job
+from raydino.launch.keep import Keeper
 from raydino.launch.owners import Owners
 from raydino.launch.record import Judge, Record
+from raydino.launch.watchdog import FOLDER as STACKS
+from raydino.launch.watchdog import Watchdog
+from raydino.launch.wishes import Wishes
 from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
-from raydino.train import checkpoint as checkpoints
+from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import native_bf16, replicate
-from raydino.train.saving import Saver
-from raydino.train.steps import Loop, NonFiniteError, training_steps
-from raydino.train.verify import damage, require_same
+from raydino.train.steps import Loop, StepReport, training_steps
+from raydino.train.verify import CheckpointError
 from raydino.views import Batch
 
-LASTING = (ConfigError, NonFiniteError, TooManyBadImages, checkpoints.CheckpointError)
+LASTING = (ConfigError, UnhealthyError, TooManyBadImages, CheckpointError)
 """What a restart would meet again."""
-STOP = "STOP"
-"""File in the run's folder: a wish to stop."""
-
 log = logging.getLogger(__name__)
 
 
@@ -81,17 +81,69 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
             f"{job.data_digest[:16]}…); restore it, or start a run under another name."
         )
     loop = build_loop(recipe, job.cluster, get_device())
-    start = progress.done = _restore(job, loop)
-    record = Record(job, rank)
+    keeper = Keeper(job, loop, claim)
+    start = progress.done = keeper.restore()
+    record = Record(job, rank, loop.device)
     judge = Judge(job, inputs, loop, record)
-    saver = _saver(job) if rank == 0 else None
-    witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
-    stream = batches(
+    stream = _stream(job, inputs, record, claim, start=start)
+    with closing(stream), Watchdog(job.run_dir / STACKS, rank=rank, timeout=job.cluster.hang_timeout) as watchdog:
+        if start == 0:
+            with record.rate.paused(), watchdog.patience(first=True):
+                judge.evaluate(0)
+        witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
+        reports = training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start)))
+        try:
+            _follow(job, witness.steps(reports), progress, record, judge, keeper, watchdog)
+        except UnhealthyError:
+            with watchdog.patience():
+                keeper.save(progress.done)
+                keeper.finish()
+            raise
+        with watchdog.patience():
+            record.log(keeper.finish(), progress.done)
+    record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
+
+
+def _follow(
+    job: Job,
+    reports: Iterable[StepReport],
+    progress: _Progress,
+    record: Record,
+    judge: Judge,
+    keeper: Keeper,
+    watchdog: Watchdog,
+) -> None:
+    """Record, judge and keep what the training reports, until it ends or is asked to stop."""
+    recipe, wishes = job.recipe, Wishes(job.run_dir, judge.device)
+    for report in reports:
+        done = progress.done = report.step + 1
+        watchdog.beat(done)
+        last, wish = done == recipe.steps, wishes.after_step()
+        record.note(keeper.poll())
+        record.step(report, now=last or wish.stop or done % recipe.cadence.log == 0)
+        with record.rate.paused(), watchdog.patience():
+            if wish.save:
+                record.note(keeper.save(done, wait=True))
+                wishes.saved()
+                log.warning("step %d: saved, because nodes are about to go or to come (%s)", done, wish)
+            if last or _due(done, recipe.cadence.evaluate, recipe.steps):
+                judge.evaluate(done)
+            if last or wish.stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
+                record.note(keeper.save(done))
+        if wish.stop:
+            break
+
+
+def _stream(
+    job: Job, inputs: Inputs, record: Record, claim: Owners | None, *, start: int
+) -> Generator[Batch, None, None]:
+    recipe = job.recipe
+    return batches(
         inputs.collection,
         inputs.plan,
         recipe.views,
         seed=recipe.seed,
-        rank=rank,
+        rank=collectives.rank(),
         world=collectives.world_size(),
         start_step=start,
         steps=recipe.steps - start,
@@ -102,32 +154,6 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
         prefetch=max(1, job.cluster.prefetch),
         claim=claim,
     )
-    with closing(stream):
-        if start == 0:
-            with record.rate.paused():
-                judge.evaluate(0)
-        for report in training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start))):
-            done = progress.done = report.step + 1
-            last, stop = done == recipe.steps, _stop_wanted(job, loop.device)
-            witness.step(report)
-            record.step(report, now=last or stop or done % recipe.cadence.log == 0)
-            if saver is not None:
-                record.log(saver.poll(), done)
-            with record.rate.paused():
-                if last or _due(done, recipe.cadence.evaluate, recipe.steps):
-                    judge.evaluate(done)
-                if last or stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
-                    record.log(_save(job, loop, saver, done, claim), done)
-            if stop:
-                break
-    if saver is not None:
-        record.log(saver.finish(), progress.done)
-    record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
-
-
-def _saver(job: Job) -> Saver:
-    recipe = job.recipe
-    return Saver(job.run_dir / "checkpoints", keep=recipe.cadence.keep, limit=recipe.guards.save_failures)
 
 
 def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
@@ -151,77 +177,13 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         normalise=recipe.data.normalisation,
         precision=cluster.precision_on(native_bf16=native_bf16(device)),
         accumulate=cluster.accumulate_on(collectives.world_size(), recipe.global_batch),
+        guard=Guard(recipe.guards),
     )
-
-
-def _restore(job: Job, loop: Loop) -> int:
-    """Load the newest checkpoint, if there is one; returns the step to go on with. Rank 0 chooses, so that none differs.
-
-    Raises:
-        ConfigError: it is of other data.
-        CheckpointError: none can be used, or it is of another architecture.
-        OSError: another rank reads other bytes than rank 0.
-    """
-    folder, rank = job.run_dir / "checkpoints", collectives.rank()
-    path = checkpoints.recover(folder) if rank == 0 else None
-    chosen = checkpoints.step_of(path) if path is not None else -1
-    chosen = int(collectives.all_max(torch.tensor(chosen, device=loop.device)))
-    if chosen < 0:
-        return 0
-    path = checkpoints.path_of(folder, chosen)
-    if rank != 0 and (fault := damage(path)):
-        raise OSError(
-            f"{path} is sound on rank 0 and not on rank {rank} ({fault}); is the storage the same on all nodes?"
-        )
-    saved = checkpoints.load(path, device=loop.device)
-    for name, now in _identity(job).items():
-        known = (now, *job.data_before) if name == "data" else (now,)
-        if saved.meta.get(name) not in known:
-            raise ConfigError(
-                f"{name}: the checkpoint at step {saved.step} was made with {saved.meta.get(name)}, this run has {now}; "
-                "restore the data it was made with, or start a run under another name."
-            )
-    require_same(str(path), loop.method.state_dict(), saved.model)
-    loop.method.load_state_dict(saved.model)
-    checkpoints.load_optimizer(loop.optimizer, saved.optimizer)
-    return saved.step
-
-
-def _save(job: Job, loop: Loop, saver: Saver | None, done: int, claim: Owners | None) -> dict[str, float]:
-    """Begin to save the state after `done` steps; returns what the save before has to tell."""
-    if saver is None:
-        return {}
-    return saver.save(
-        done,
-        model=loop.method.state_dict(),
-        optimizer=checkpoints.optimizer_tensors(loop.optimizer),
-        meta={
-            **_identity(job),
-            "mlflow_run_id": job.mlflow_run_id,
-            "torch": torch.__version__,
-            "world": collectives.world_size(),
-        },
-        # first: claims beyond a checkpoint are found again as they were, missing ones are not
-        before=(lambda: None) if claim is None else claim.save,
-    )
-
-
-def _identity(job: Job) -> dict[str, Any]:
-    """What a checkpoint must share with the run that takes it up."""
-    return {"run": job.run_dir.name, "data": job.data_digest}
 
 
 def _due(done: int, every: int | float, steps: int) -> bool:
     interval = in_steps(every, steps)
     return interval > 0 and done % interval == 0
-
-
-def _stop_wanted(job: Job, device: torch.device) -> bool:
-    """Whether the driver asked to stop. Rank 0 looks, all agree: a rank that left alone would leave the others waiting."""
-    wanted = collectives.rank() == 0 and (job.run_dir / STOP).exists()
-    if collectives.world_size() == 1:
-        return wanted
-    return collectives.all_sum(torch.tensor(float(wanted), device=device)).item() > 0
 
 
 def _with_crop_sheet(stream: Iterator[Batch], judge: Judge, start: int) -> Iterator[Batch]:

@@ -77,6 +77,9 @@ class Method(nn.Module):
         """Move the teacher towards the student; after the optimiser's step. All ranks call it together."""
         update_teacher(teacher=self.teacher, student=self.student, momentum=self.teacher_momentum(step))
 
+    def forget_step(self) -> None:
+        """Drop what forward passes have gathered for `after_step`: the step is skipped. All ranks call it together."""
+
     def encoder(self) -> Backbone:
         """The teacher's backbone: what evaluations judge and exports hand out (DINO, section 3.1)."""
         return self.teacher.backbone
@@ -125,6 +128,11 @@ class SelfDistillation(Method):
         super().after_step(step)
         for centering in self.centerings():
             centering.update()
+
+    def forget_step(self) -> None:
+        """Drop what the centres have seen of the step."""
+        for centering in self.centerings():
+            centering.forget()
 
     def teacher_temperature(self, step: int) -> float:
         """Temperature of the teacher's softmax at `step`."""

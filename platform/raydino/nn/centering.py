@@ -22,6 +22,9 @@ class Centering(nn.Module):
     def update(self) -> None:
         """Take up what was seen since the last call. All ranks call it together, once per step."""
 
+    def forget(self) -> None:
+        """Drop what was seen since the last `update`: the step it belongs to is skipped."""
+
 
 class SoftmaxCentering(Centering):
     """softmax((scores - centre) / temperature), with the centre a moving average of the scores' mean over samples and ranks.
@@ -56,6 +59,10 @@ class SoftmaxCentering(Centering):
         self._seen.clear()
         mean = total / count.clamp(min=1.0)
         self.center.lerp_(torch.where(count > 0, mean, self.center), 1.0 - self.momentum)
+
+    def forget(self) -> None:
+        """Drop what was seen since the last `update`."""
+        self._seen.clear()
 
 
 class SinkhornKnopp(Centering):

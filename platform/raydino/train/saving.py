@@ -53,7 +53,7 @@ class Saver:
             CheckpointError: the saves before have failed too often.
         """
         begin = time.perf_counter()
-        told = self._collect()
+        told = self.wait()
         copies = {name: self._copies(part, prefix=name) for name, part in (("model", model), ("optimizer", optimizer))}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies to pinned memory do not wait by themselves
@@ -64,24 +64,10 @@ class Saver:
 
     def poll(self) -> dict[str, float]:
         """Metrics of a save that has ended since the last call, else nothing. Raises CheckpointError after `limit` failures."""
-        return self._collect() if self._pending is not None and self._pending.done() else {}
+        return self.wait() if self._pending is not None and self._pending.done() else {}
 
-    def finish(self) -> dict[str, float]:
-        """Wait for the save in hand and end the thread; if it failed, try again at once, for there is no next one.
-
-        Raises:
-            CheckpointError: it failed `limit` times.
-        """
-        told = self._collect()
-        while self._failed:
-            time.sleep(min(self._failed, 5))  # a disk that was full for a moment
-            self._pending = self._thread.submit(self._write)
-            told |= self._collect()
-        self._thread.shutdown()
-        return told
-
-    def _collect(self) -> dict[str, float]:
-        """Wait for the save in hand, if there is one, and count it."""
+    def wait(self) -> dict[str, float]:
+        """Wait for the save in hand, if there is one; returns what `poll` would. Raises CheckpointError as `poll`."""
         if self._pending is None or self._last is None:
             return {}
         step = self._last[0].step
@@ -99,6 +85,20 @@ class Saver:
             return {CHECKPOINT_FAILURES: float(self._failed)}
         self._failed = 0
         return {CHECKPOINT_FAILURES: 0.0, CHECKPOINT_SECONDS: seconds, CHECKPOINT_STALL: self._stall}
+
+    def finish(self) -> dict[str, float]:
+        """Wait for the save in hand and end the thread; if it failed, try again at once, for there is no next one.
+
+        Raises:
+            CheckpointError: it failed `limit` times.
+        """
+        told = self.wait()
+        while self._failed:
+            time.sleep(min(self._failed, 5))  # a disk that was full for a moment
+            self._pending = self._thread.submit(self._write)
+            told |= self.wait()
+        self._thread.shutdown()
+        return told
 
     def _write(self) -> float:
         """Seconds that it took; in the thread. A full disk is given a second try without the oldest checkpoints."""

@@ -5,9 +5,11 @@ Nothing here knows of Ray,
 files or trackers. Every random draw is keyed by the step, so a loop started at step n is the tail of the loop started at 0.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,14 +26,13 @@ from raydino.tracking.run import (
     OPTIM_WEIGHT_DECAY,
 )
 from raydino.train.config import OptimConfig
+from raydino.train.guard import Guard, Skip, running_statistics
 from raydino.train.optim import clip_gradients, drop_last_layer_gradients, learning_rate, set_schedules
 from raydino.train.parallel import autocast, without_sync
+from raydino.train.stopwatch import Stopwatch
 from raydino.views import Batch
 
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient is NaN or infinite. Raised on every rank before any weight, moment, centre or teacher
-    has changed."""
+SPIKE = 20.0  # what the fault "spike" multiplies a loss by
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class StepReport:
     """Seconds this rank waited for data."""
     seconds: float
     """Seconds from the end of the last step to the end of this one, waiting included; on a GPU the host's view."""
+    own: float = 0.0
+    """Seconds of data and forward pass: what this rank makes the others wait for."""
+    skipped: Skip | None = None
+    """Why the step changed nothing; then its metrics are of no use."""
+    spike: bool = False
+    """Whether its loss was far above those before."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,25 @@ class Loop:
     precision: Literal["bf16", "fp32"] = "fp32"
     accumulate: int = 1
     """Micro-batches per step and rank."""
+    guard: Guard = field(default_factory=Guard)
+    """Whether a step may change anything."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one batch."""
+
+    metrics: dict[str, Tensor | float]
+    own: float
+    """Seconds of the forward pass, waiting for other ranks left out where the host can tell."""
+    skipped: Skip | None
 
 
 def training_steps(loop: Loop, batches: Iterable[Batch]) -> Iterator[StepReport]:
-    """Train on `batches`, one optimiser step each, and report every step.
+    """Train on `batches`, one optimiser step each, and report every step; see train/guard.py for those that are skipped.
 
     Raises:
-        NonFiniteError: on all ranks, with model and optimiser as they were after the previous step.
+        UnhealthyError: on all ranks, after the report of the last step that `loop.guard` put up with.
     """
     source, finished = iter(batches), time.perf_counter()
     while True:
@@ -85,33 +104,46 @@ def training_steps(loop: Loop, batches: Iterable[Batch]) -> Iterator[StepReport]
         if batch is None:
             return
         waited = time.perf_counter() - asked
-        metrics = train_step(loop, batch)
+        out = train_step(loop, batch)
         now = time.perf_counter()
-        yield StepReport(batch.step, metrics, batch.images * collectives.world_size(), waited, now - finished)
+        images = batch.images * collectives.world_size()
+        yield StepReport(
+            batch.step, out.metrics, images, waited, now - finished, waited + out.own, out.skipped, loop.guard.spike
+        )
+        if loop.guard.error is not None:
+            raise loop.guard.error
         finished = time.perf_counter()  # what the consumer did with the report is not the step's time
 
 
-def train_step(loop: Loop, batch: Batch) -> dict[str, Tensor | float]:
-    """One optimiser step on one rank's batch; returns its metrics. Raises NonFiniteError."""
-    step, method = batch.step, loop.method
-    faults.reach("step", step=step, rank=collectives.rank())
+def train_step(loop: Loop, batch: Batch) -> Outcome:
+    """One optimiser step on one rank's batch, or none if `loop.guard` says so."""
+    step, method, watch = batch.step, loop.method, Stopwatch(loop.device)
+    with watch:
+        faults.reach("step", step=step, rank=collectives.rank())
     torch.manual_seed(key64(loop.seed, "depth", step, collectives.rank()))  # stochastic depth
-    losses, diagnostics = _backward(loop, batch)
+    statistics = running_statistics(method)
+    before = [buffer.clone() for buffer in statistics]
+    losses, diagnostics = _backward(loop, batch, watch)
     frozen, rule = method.last_layer_frozen(step), method.settings.last_layer_rule
     norms = clip_gradients(method.student, loop.optim.clip, per=method.settings.clip)
     if frozen and rule == "no_gradient":  # after clipping, as published
         drop_last_layer_gradients(method.student)
     grad_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
     total = torch.stack(list(losses.values())).sum()
-    _stop_unless_finite(total, grad_norm, batch)
+    skipped = loop.guard.judge(total, grad_norm, ids=batch.ids, step=step)
     lr = learning_rate(loop.optim, loop.peak_lr, step, steps=loop.steps)
     weight_decay = loop.optim.weight_decay.at(step, steps=loop.steps)
-    still = frozen and rule == "no_rate"
-    set_schedules(loop.optimizer, lr=lr, weight_decay=weight_decay, last_layer_still=still)
-    loop.optimizer.step()
+    if skipped is None:
+        still = frozen and rule == "no_rate"
+        set_schedules(loop.optimizer, lr=lr, weight_decay=weight_decay, last_layer_still=still)
+        loop.optimizer.step()
+        method.after_step(step)
+    else:
+        method.forget_step()
+        for buffer, value in zip(statistics, before, strict=True):
+            buffer.copy_(value)
     loop.optimizer.zero_grad(set_to_none=True)
-    method.after_step(step)
-    return {
+    metrics = {
         LOSS_TOTAL: total,
         **{f"{LOSS_GROUP}/{name}": value for name, value in losses.items()},
         **diagnostics,
@@ -121,31 +153,28 @@ def train_step(loop: Loop, batch: Batch) -> dict[str, Tensor | float]:
         OPTIM_GRAD_NORM: grad_norm,
         **{f"{OPTIM_GRAD_NORM}_{name}": norm for name, norm in norms.items()},
     }
+    return Outcome(metrics, watch.seconds(), skipped)
 
 
-def _backward(loop: Loop, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _backward(loop: Loop, batch: Batch, watch: Stopwatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradients of the mean over micro-batches; returns their mean losses and diagnostics, without gradient."""
     sums: list[dict[str, Tensor]] = [{}, {}]
+    spoilt = partial(faults.reach, step=batch.step, rank=collectives.rank())
     for number, part in enumerate(batch.split(loop.accumulate), start=1):
-        part = part.to(loop.device)
-        crops = {name: loop.normalise(crop) for name, crop in part.crops.items()}
-        part = replace(part, crops=crops)
         with without_sync(loop.module, last=number == loop.accumulate):
-            with autocast(loop.device, loop.precision):
-                output = loop.module(part, batch.step)
-            (torch.stack(list(output.losses.values())).sum() / loop.accumulate).backward()
+            with watch:
+                part = part.to(loop.device)
+                part = replace(part, crops={name: loop.normalise(crop) for name, crop in part.crops.items()})
+                if spoilt("input"):
+                    part = replace(part, crops={name: crop * math.nan for name, crop in part.crops.items()})
+                with autocast(loop.device, loop.precision):
+                    output = loop.module(part, batch.step)
+            loss = torch.stack(list(output.losses.values())).sum() / loop.accumulate
+            (loss * math.nan if spoilt("gradient") else loss).backward()
         for total, values in zip(sums, (output.losses, output.diagnostics), strict=True):
             for name, value in values.items():
                 total[name] = total.get(name, 0.0) + value.detach() / loop.accumulate
+    for site, by in (("loss", math.nan), ("spike", SPIKE)):
+        if spoilt(site):
+            sums[0] = {name: value * by for name, value in sums[0].items()}
     return sums[0], sums[1]
-
-
-def _stop_unless_finite(total: Tensor, grad_norm: Tensor, batch: Batch) -> None:
-    """All ranks stop together, so that none waits in a collective for one that left."""
-    bad = collectives.all_sum((~torch.isfinite(torch.stack([total, grad_norm]).sum())).float())
-    if bad.item() > 0:
-        raise NonFiniteError(
-            f"step {batch.step}: loss = {total.item():.4g}, gradient norm = {grad_norm.item():.4g} on rank {collectives.rank()} "
-            f"({int(bad.item())} of {collectives.world_size()} ranks not finite; first image {batch.ids[0].hex()}); nothing was "
-            "updated. Lower optim.lr or method.teacher_temperature, or lengthen optim.warmup."
-        )
