@@ -182,7 +182,8 @@ def save(rows: list[dict]) -> None:
     sync = max(row["longest_block_s"] for row in rows if row["client"] == "mlflow sync")
     result = {
         "name": "tracker_outage",
-        "device": f"{os.cpu_count()} CPU cores shared with other work, server and client on one machine; mlflow {version('mlflow')}",
+        "device": f"{os.cpu_count()} CPU cores shared with other work, server and client on one machine; "
+        f"mlflow {version('mlflow')}",
         "ratio": round(sync / max(blocks), 1),
         "ratio_is": "longest block of MLflow's synchronous client over ours",
         "spread": [min(blocks), max(blocks)],

@@ -13,7 +13,7 @@ from raydino.launch import curate, driver
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.command import Command, fail, parse, say
 from raydino.launch.progress import Watch
-from raydino.launch.worker import STOP
+from raydino.launch.wishes import STOP
 from raydino.recipe import Recipe
 from raydino.tracking.spool import Spool
 

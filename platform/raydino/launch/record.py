@@ -20,6 +20,7 @@ from raydino.launch.inputs import Inputs
 from raydino.launch.job import Job
 from raydino.tracking.meters import Meter, Rate
 from raydino.tracking.mlflow_run import MLflowRun
+from raydino.tracking.opening import Opening
 from raydino.tracking.run import (
     COLLAPSED,
     EVAL_FEATURE_STD,
@@ -69,6 +70,8 @@ class Record:
     def _open(self) -> Run:
         """The record on disk and in MLflow, which takes it up whenever it answers first."""
         spool = Spool(self._job.run_dir)
+        if self._job.mlflow_run_id is None and Opening.load(self._job.run_dir) is None:
+            return spool  # nobody asked for a tracker
         return MLflowRun(spool, tracking_uri=self._job.tracking_uri, run_id=self._job.mlflow_run_id)
 
     def step(self, report: StepReport, *, now: bool) -> None:
