@@ -144,6 +144,7 @@ main(Recipe(method=BuggyConfig()), {}, description="a method with a bug")
 """
 
 
+@pytest.mark.fault
 def test_run__a_bug_is_tried_twice_and_no_more(recipe: Start, storage: Path, tmp_path: Path):
     script = tmp_path / "buggy.py"
     script.write_text(BUGGY)
