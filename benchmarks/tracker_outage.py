@@ -119,17 +119,13 @@ def client(name: str, uri: str, scratch: str) -> None:
 
 def ours(uri: str, scratch: Path) -> tuple[Callable[[dict[str, float], int], None], Callable[[], object]]:
     from raydino.tracking.mlflow_run import MLflowRun, create_run
+    from raydino.tracking.opening import Opening
     from raydino.tracking.spool import Spool
 
-    opening = {
-        "experiment": "outage",
-        "run_name": "raydino",
-        "params": {},
-        "tags": {},
-        "dataset": None,
-        "recipe_yaml": "",
-    }
-    run_id = create_run(tracking_uri=uri, run_dir=scratch, **opening)
+    opening = Opening.of(
+        experiment="outage", run_name="raydino", params={}, tags={}, dataset=None, recipe_yaml="", run_dir=scratch
+    )
+    run_id = create_run(opening, tracking_uri=uri)
     run = MLflowRun(Spool(scratch), tracking_uri=uri, run_id=run_id)
     return run.log, lambda: run.close("FINISHED")
 

@@ -33,7 +33,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     stub.stop()
 
 
-def opened(server: Server, folder: Path, **changes: object) -> str | None:
+def opened(server: Server, folder: Path, *, run_id: str | None = None, **changes: object) -> str | None:
     """What the driver does: the run's id, or None where the tracker is away."""
     arguments: dict[str, object] = {
         "experiment": "raydino",
@@ -44,7 +44,8 @@ def opened(server: Server, folder: Path, **changes: object) -> str | None:
         "recipe_yaml": "seed: 3\n",
     }
     try:
-        return create_run(tracking_uri=server.uri, run_dir=folder, **{**arguments, **changes})  # type: ignore[arg-type]
+        opening = Opening.of(run_dir=folder, **{**arguments, **changes})  # type: ignore[arg-type]
+        return create_run(opening, tracking_uri=server.uri, run_id=run_id)
     except TrackerUnavailable:
         return None
 
@@ -211,8 +212,7 @@ def test_row_61__over_mlflows_limits_is_trimmed_and_the_full_text_is_an_artifact
         **{key: number for number, key in enumerate(ODD_KEYS)},
     }
     yaml = "long: " + "x" * 9000
-    run_id = create_run(
-        tracking_uri=uri,
+    opening = Opening.of(
         experiment="raydino",
         run_name="n" * 2000,
         params=params,
@@ -220,6 +220,7 @@ def test_row_61__over_mlflows_limits_is_trimmed_and_the_full_text_is_an_artifact
         dataset=None,
         recipe_yaml=yaml,
     )
+    run_id = create_run(opening, tracking_uri=uri)
     run = MlflowClient(uri).get_run(run_id)
     assert len(run.data.params) == len(clean_params(params)) >= 231 + 6
     assert run.data.params["long"] == "x" * 5999 + "…" and len(run.data.tags["long"]) == 8000
@@ -251,16 +252,10 @@ def test_row_63__a_deleted_experiment_is_named_and_the_run_opened_once_it_is_res
     opened(server, tmp_path / "..")
     server.experiments["raydino"]["lifecycle_stage"] = "deleted"
     with pytest.raises(TrackerUnavailable, match="'raydino' was deleted; restore it in MLflow or choose another name"):
-        create_run(
-            tracking_uri=server.uri,
-            experiment="raydino",
-            run_name="x",
-            params={},
-            tags={},
-            dataset=None,
-            recipe_yaml="",
-            run_dir=tmp_path,
+        opening = Opening.of(
+            experiment="raydino", run_name="x", params={}, tags={}, dataset=None, recipe_yaml="", run_dir=tmp_path
         )
+        create_run(opening, tracking_uri=server.uri)
     run = recording(server, tmp_path, None)
     run.log({"loss/total": 1.0}, 1)
     server.experiments["raydino"]["lifecycle_stage"] = "active"

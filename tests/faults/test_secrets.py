@@ -16,7 +16,7 @@ from raydino.launch.inputs import open_inputs
 from raydino.launch.resume import Meant
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import DatasetRecord, MLflowRun, create_run, record_files
-from raydino.tracking.opening import default_uri
+from raydino.tracking.opening import Opening
 from raydino.tracking.spool import Spool
 
 SECRETS = {
@@ -72,11 +72,10 @@ def test_found__finds_all_ten() -> None:
 def test_canary__none_of_ten_in_database_artifacts_spool_tables_log_or_errors(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    uri, run_dir = default_uri(tmp_path / "runs"), tmp_path / "runs" / "run"
+    uri, run_dir = f"sqlite:///{tmp_path}/runs/mlflow.db", tmp_path / "runs" / "run"
     run_dir.mkdir(parents=True)
     with caplog.at_level(logging.DEBUG, logger="raydino"):
-        run_id = create_run(
-            tracking_uri=uri,
+        opening = Opening.of(
             experiment="raydino",
             run_name=TEXT,
             params={"note": TEXT, **{kind: secret for kind, secret in SECRETS.items() if "key" in kind.lower()}},
@@ -86,6 +85,7 @@ def test_canary__none_of_ten_in_database_artifacts_spool_tables_log_or_errors(
             cluster_yaml=TEXT,
             run_dir=run_dir,
         )
+        run_id = create_run(opening, tracking_uri=uri)
         run = MLflowRun(Spool(run_dir), tracking_uri=uri, run_id=run_id)
         run.log({"loss/total": 1.0}, 1)
         run.close("FINISHED")

@@ -18,7 +18,7 @@ from raydino.tracking.mlflow_run import (
     replay,
     run_page,
 )
-from raydino.tracking.opening import absolute_uri, default_uri
+from raydino.tracking.opening import Opening, absolute_uri
 from raydino.tracking.redact import HIDDEN
 from raydino.tracking.spool import Spool
 
@@ -35,9 +35,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store") / "runs"
 
 
-def create(store: Path, **changes: object) -> str:
+def default_uri(store: Path) -> str:
+    return f"sqlite:///{store}/mlflow.db"
+
+
+def create(store: Path, *, tracking_uri: str | None = None, run_id: str | None = None, **changes: object) -> str:
     arguments: dict[str, object] = {
-        "tracking_uri": default_uri(store),
         "experiment": "raydino",
         "run_name": "test",
         "params": {"seed": 3, "method.head.prototypes": 64},
@@ -46,7 +49,8 @@ def create(store: Path, **changes: object) -> str:
         "recipe_yaml": "seed: 3\ntoken: hf_abcdefghijklmnopqrstuvwxyz\n",
         "cluster_yaml": "workers: 2\n",
     }
-    return create_run(**{**arguments, **changes})  # type: ignore[arg-type]
+    opening = Opening.of(**{**arguments, **changes})  # type: ignore[arg-type]
+    return create_run(opening, tracking_uri=tracking_uri or default_uri(store), run_id=run_id)
 
 
 def client(store: Path) -> "MlflowClient":
@@ -196,8 +200,6 @@ def test_finish__an_outage_is_only_a_warning(caplog: pytest.LogCaptureFixture) -
 
 def test_absolute_uri__relative_sqlite_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (
-        absolute_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db" == default_uri(Path("runs"))
-    )
+    assert absolute_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     for other in (f"sqlite:///{tmp_path}/x.db", "https://tracker.example", "databricks"):
         assert absolute_uri(other) == other

@@ -96,7 +96,8 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     from raydino.launch.failure import ERRORS, FAILURE
     from raydino.launch.job import Job
     from raydino.launch.wishes import SAVE, STOP
-    from raydino.tracking.mlflow_run import DatasetRecord, TrackerUnavailable, create_run
+    from raydino.tracking.mlflow_run import create_run
+    from raydino.tracking.opening import DatasetRecord, Opening, TrackerUnavailable
     from raydino.tracking.outbox import recorded_run
 
     recipe, cluster, run_dir = command.recipe, command.cluster, meant.run_dir
@@ -110,26 +111,26 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": known.get("mlflow_run_id")}, indent=1))
     write(run_dir / RECIPE_FILE, recipe.to_yaml())
     write(run_dir / "cluster.yaml", redact_text(cluster.to_yaml()))  # for people: nothing reads it back
+    opening = Opening.of(
+        experiment=cluster.experiment,
+        run_name=recipe.name,
+        params=flat(recipe.dump()),
+        tags={**_tags(run_dir.name, recipe, manifest.digest), **_changed(past)},
+        dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
+        recipe_yaml=recipe.to_yaml(),
+        cluster_yaml=cluster.to_yaml(),
+        run_dir=run_dir,
+    )
     try:
-        mlflow_run_id = create_run(
-            tracking_uri=cluster.tracker(),
-            experiment=cluster.experiment,
-            run_name=recipe.name,
-            params=flat(recipe.dump()),
-            tags={**_tags(run_dir.name, recipe, manifest.digest), **_changed(past)},
-            dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
-            recipe_yaml=recipe.to_yaml(),
-            cluster_yaml=cluster.to_yaml(),
-            run_id=recorded_run(run_dir) or known.get("mlflow_run_id"),
-            run_dir=run_dir,
-        )
+        before = recorded_run(run_dir) or known.get("mlflow_run_id")
+        mlflow_run_id = create_run(opening, tracking_uri=cluster.tracker(), run_id=before)
     except TrackerUnavailable as error:
         say(f"warning  {error}")
         mlflow_run_id = known.get("mlflow_run_id")
     write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": mlflow_run_id}, indent=1))
-    before = tuple(entry["data_digest"] for entry in past if DATA in entry["changes"])
+    replaced = tuple(entry["data_digest"] for entry in past if DATA in entry["changes"])
     tracking_uri = cluster.tracker()
-    return Job(recipe, cluster, run_dir, data_path, manifest.digest, tracking_uri, mlflow_run_id, data_before=before)
+    return Job(recipe, cluster, run_dir, data_path, manifest.digest, tracking_uri, mlflow_run_id, data_before=replaced)
 
 
 def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:

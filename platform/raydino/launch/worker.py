@@ -1,9 +1,8 @@
 """What runs in every Ray Train worker: build, restore, train, and decide what to log, evaluate and save.
 
 The training itself is `raydino.train.steps.training_steps`; this file consumes its reports. Rank 0 records and
-saves, all ranks evaluate
-together. A worker that starts takes up the newest checkpoint of the run's folder, whoever wrote it: a restart after a crash and a
-`--resume auto` are the same thing.
+saves, all ranks evaluate together. A worker that starts takes up the newest checkpoint of the run's folder, whoever wrote it: a
+restart after a crash and a `--resume auto` are the same thing.
 """
 
 import logging

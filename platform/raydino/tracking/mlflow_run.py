@@ -32,7 +32,6 @@ from raydino.tracking.run import SYSTEM_GROUP, Status
 from raydino.tracking.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import ModuleType
 
     from mlflow import MlflowClient
@@ -75,40 +74,17 @@ class MLflowRun(Outbox):
         super().__init__(spool, connect=connect, retry=retry, patience=patience)
 
 
-def create_run(
-    *,
-    tracking_uri: str,
-    experiment: str,
-    run_name: str,
-    params: Mapping[str, object],
-    tags: Mapping[str, str],
-    dataset: DatasetRecord | None,
-    recipe_yaml: str,
-    cluster_yaml: str | None = None,
-    run_id: str | None = None,
-    run_dir: Path | None = None,
-) -> str:
+def create_run(opening: Opening, *, tracking_uri: str, run_id: str | None = None) -> str:
     """Create the MLflow run, or reopen `run_id` if the server has it; returns its id.
 
     Values over MLflow's limits are trimmed, secrets hidden; the full text of the parameters is the artifact
     recipe.yaml, with cluster.yaml beside it. Parameters cannot change in MLflow, so of a reopened run only new ones are
-    recorded, and new tags. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`. What is
-    needed to open the run later is kept in `run_dir`.
+    recorded, and new tags. A sqlite store is made with its folder. To nest the run, give the tag `mlflow.parentRunId`.
 
     Raises:
         TrackerUnavailable: If the server does not answer or refuses.
     """
     uri = absolute_uri(tracking_uri)
-    opening = Opening.of(
-        experiment=experiment,
-        run_name=run_name,
-        params=params,
-        tags=tags,
-        dataset=dataset,
-        recipe_yaml=recipe_yaml,
-        cluster_yaml=cluster_yaml,
-        run_dir=run_dir,
-    )
     try:
         return _opened(_client(uri), uri, opening, run_id)
     except Exception as error:

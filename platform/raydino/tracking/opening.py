@@ -63,8 +63,8 @@ class Opening:
         tags: Mapping[str, str],
         dataset: DatasetRecord | None,
         recipe_yaml: str,
-        cluster_yaml: str | None,
-        run_dir: Path | None,
+        cluster_yaml: str | None = None,
+        run_dir: Path | None = None,
     ) -> "Opening":
         """Redact and trim; in a `run_dir` the opening is kept, under the key of an earlier one that is there."""
         before = None if run_dir is None else Opening.load(run_dir)
@@ -111,11 +111,6 @@ def absolute_uri(tracking_uri: str) -> str:
     if not tracking_uri.startswith(_SQLITE) or path in ("", ":memory:"):
         return tracking_uri
     return _SQLITE + str(Path(path).resolve())
-
-
-def default_uri(storage: Path) -> str:
-    """The store of a single machine: `<storage>/mlflow.db`, artifacts beside it."""
-    return f"{_SQLITE}{Path(storage).resolve() / 'mlflow.db'}"
 
 
 def _key(name: str) -> str:

@@ -1,8 +1,8 @@
 """The training loop: a generator of step reports. Whoever consumes it decides what to log, evaluate and save.
 
 One step: micro-batches through the method, gradients clipped and checked, optimiser, then teacher and centres.
-Nothing here knows of Ray,
-files or trackers. Every random draw is keyed by the step, so a loop started at step n is the tail of the loop started at 0.
+Nothing here knows of Ray, files or trackers. Every random draw is keyed by the step, so a loop started at step n is the tail of
+the loop started at 0.
 """
 
 import math
