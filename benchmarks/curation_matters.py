@@ -39,7 +39,7 @@ from raydino.evals.evaluation import ImageSet, Labelled
 from raydino.evals.knn import KNN, pixels_knn
 from raydino.keyed import generator, key64
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.worker import build_loop
+from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.schedule import cosine
 from raydino.shards.reader import Collection, open_collection

@@ -31,9 +31,9 @@ from presets import DINOV2
 from raydino import faults
 from raydino.data.masks import block_masks
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.watchdog import Watchdog
-from raydino.launch.wishes import Wishes
-from raydino.launch.worker import build_loop
+from raydino.launch.workers.watchdog import Watchdog
+from raydino.launch.workers.wishes import Wishes
+from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train import checkpoint as checkpoints
 from raydino.train import steps as training

@@ -32,9 +32,9 @@ from typing import Any
 
 from plain_ray import train as plain  # beside this file
 from raydino.curation.synthetic import write_builtin
-from raydino.launch import audit
 from raydino.launch.cluster import QUIET, ClusterConfig
 from raydino.launch.job import Job
+from raydino.launch.workers import audit
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 
@@ -217,7 +217,7 @@ def small(images: Path) -> Recipe:
 
 def train_ours(folder: Path, images: Path) -> None:
     """Two workers of raydino on the Ray that is running."""
-    from raydino.launch.trainer import fit
+    from raydino.launch.engine.trainer import fit
 
     digest = open_collection(str(images), split="train").manifest.digest
     cluster = ClusterConfig(workers=2, cpus_per_worker=2, threads=1, storage=str(folder))

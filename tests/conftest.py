@@ -77,7 +77,7 @@ def train_here() -> Callable[..., Iterator[Any]]:
     from raydino.data.stream import batches
     from raydino.launch.cluster import ClusterConfig
     from raydino.launch.inputs import open_inputs
-    from raydino.launch.worker import build_loop
+    from raydino.launch.workers.worker import build_loop
     from raydino.train.steps import training_steps
 
     def train(recipe: Any, folder: Path, *, watched: Callable[[Any], Any] = lambda stream: stream) -> Iterator[Any]:

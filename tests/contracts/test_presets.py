@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.worker import build_loop
+from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.steps import train_step
 from raydino.views import Batch

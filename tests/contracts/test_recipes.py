@@ -7,7 +7,7 @@ import pytest
 
 from raydino.config import in_steps
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.command import parse
+from raydino.launch.terminal.command import parse
 from raydino.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]

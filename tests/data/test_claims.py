@@ -20,7 +20,7 @@ from raydino.data.config import DataConfig
 from raydino.data.fetch import TooManyBadImages, local_windows
 from raydino.data.plan import Plan
 from raydino.data.stream import batches
-from raydino.launch.owners import make_owners
+from raydino.launch.engine.owners import make_owners
 from raydino.views import Crops, Views
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import a test module

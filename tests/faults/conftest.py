@@ -17,9 +17,9 @@ import pytest
 
 from raydino.curation.synthetic import write_builtin
 from raydino.faults import Fault
-from raydino.launch import audit
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.job import Job
+from raydino.launch.workers import audit
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 
@@ -208,7 +208,7 @@ def pair(
     nodes: Nodes, stage: Stage, small: Recipe, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Any]:
     """The steps of rank 0 and rank 1 of the run on two workers that nothing happens to."""
-    from raydino.launch.trainer import fit
+    from raydino.launch.engine.trainer import fit
 
     folder = tmp_path_factory.mktemp("pair")
     digest = open_collection(str(images), split="train").manifest.digest

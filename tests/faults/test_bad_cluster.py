@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from raydino.config import ConfigError
-from raydino.launch import connect as module
+from raydino.launch.checks.machine import Machine
+from raydino.launch.checks.preflight import Facts, check
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.connect import start_ray
-from raydino.launch.machine import Machine
-from raydino.launch.preflight import Facts, check
+from raydino.launch.engine import connect as module
+from raydino.launch.engine.connect import start_ray
 from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=0, read_amplification=1.0, parameters=1000)

@@ -11,9 +11,9 @@ import pytest
 from raydino.config import ConfigError
 from raydino.launch import curate, driver
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.command import Command, fail, parse, say
-from raydino.launch.progress import Watch
-from raydino.launch.wishes import STOP
+from raydino.launch.terminal.command import Command, fail, parse, say
+from raydino.launch.terminal.progress import Watch
+from raydino.launch.workers.wishes import STOP
 from raydino.recipe import Recipe
 from raydino.tracking.spool import Spool
 

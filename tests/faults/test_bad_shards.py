@@ -253,7 +253,7 @@ def test_row_39__an_error_that_passes_is_tried_again_and_never_a_verdict(fault: 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: str(fault)[:30])
 def test_row_39__storage_that_stays_away_ends_the_attempt_and_accuses_no_image(fault: OSError, golden, waits) -> None:
-    """What kind of error it is decides in launch/worker.py: workers start again at their checkpoint, the run is not given up."""
+    """What kind of error it is decides in workers/worker.py: workers start again at their checkpoint, the run is not given up."""
     root, *_ = golden
     shelf = open_collection(str(root))
     shelf.folder.fs = Flaky(shelf.folder.fs, [fault] * 99)

@@ -22,7 +22,7 @@ from raydino.curation.sources import open_source, read_source
 from raydino.data.claims import Claims
 from raydino.data.decode import Undecodable, decode
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.command import parse
+from raydino.launch.terminal.command import parse
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 from raydino.train import checkpoint as checkpoints

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from raydino.faults import Fault
-from raydino.launch import trainer
+from raydino.launch.engine import trainer
+from raydino.launch.engine.trainer import Training, fit
 from raydino.launch.job import Job
-from raydino.launch.trainer import Training, fit
 
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow]
 LIMIT = 300.0  # seconds

@@ -9,11 +9,12 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.data.config import DataConfig
-from raydino.launch import driver, failure
+from raydino.launch import driver
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.command import Command, say
 from raydino.launch.inputs import open_inputs
 from raydino.launch.resume import Meant
+from raydino.launch.terminal.command import Command, say
+from raydino.launch.workers import failure
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import DatasetRecord, MLflowRun, create_run, record_files
 from raydino.tracking.opening import Opening

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from raydino.faults import Fault
-from raydino.launch.keep import FOLDER
+from raydino.launch.workers.keep import FOLDER
 from raydino.recipe import Recipe
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]

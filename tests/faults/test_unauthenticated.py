@@ -14,7 +14,7 @@ OWNER = """
 import os, stat, sys
 sys.path.insert(0, sys.argv[1])
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.connect import start_ray
+from raydino.launch.engine.connect import start_ray
 import psutil
 with start_ray(ClusterConfig(object_store_mb=100)):
     import ray

@@ -18,10 +18,10 @@ from torch import Tensor
 from raydino.curation.synthetic import write_builtin
 from raydino.data.fetch import local_windows
 from raydino.data.stream import batches
-from raydino.launch import audit
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs, open_inputs
-from raydino.launch.worker import build_loop
+from raydino.launch.workers import audit
+from raydino.launch.workers.worker import build_loop
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.recipe import Recipe

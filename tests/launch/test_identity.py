@@ -6,9 +6,9 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
-from raydino.launch import worker
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.job import Job
+from raydino.launch.workers import worker
 from raydino.recipe import Recipe
 
 

@@ -114,8 +114,8 @@ def _carry_out(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 def _run(options: argparse.Namespace) -> int:
     from raydino.curation.judge import Limits
     from raydino.curation.screen import screen
-    from raydino.launch.bars import Bars
     from raydino.launch.curation_report import BUILTIN_LIMITS, write_report
+    from raydino.launch.terminal.bars import Bars
 
     usual = BUILTIN_LIMITS if options.source == ["builtin"] else {}
     limits = Limits(**(usual | _given(options)))
@@ -200,7 +200,7 @@ def _spread(options: argparse.Namespace) -> "Iterator[Spread | None]":
         return
     from raydino.curation.spread import on_ray
     from raydino.launch.cluster import ClusterConfig
-    from raydino.launch.connect import start_ray
+    from raydino.launch.engine.connect import start_ray
 
     address = os.environ.get("RAY_ADDRESS")
     with start_ray(ClusterConfig().override({"address": address} if address else {})):
@@ -211,7 +211,7 @@ def _ingest(options: argparse.Namespace, spread: "Spread | None") -> None:
     from raydino.curation.ingest import ingest
     from raydino.curation.ledger import SUMMARY
     from raydino.curation.synthetic import write_builtin
-    from raydino.launch.bars import Bars
+    from raydino.launch.terminal.bars import Bars
     from raydino.shards.schema import Folder
 
     if options.source == ["builtin"]:
@@ -278,7 +278,7 @@ def _diff(parser: argparse.ArgumentParser, folders: list[str]) -> int:
 
 def _verify(out: str) -> int:
     from raydino.curation.verify import verify
-    from raydino.launch.bars import Bars
+    from raydino.launch.terminal.bars import Bars
 
     with Bars() as bars:
         faults = verify(out, done=lambda done, total: bars("verifying", done, total))

@@ -1,6 +1,6 @@
 """From a command line to a finished run: plan, check, record, start Ray, watch, sum up.
 
-The way to the loss: `main` here, `train_worker` (launch/worker.py), `training_steps` (train/steps.py), `forward` of the method.
+The way to the loss: `main` here, `train_worker` (workers/worker.py), `training_steps` (train/steps.py), `forward` of the method.
 Heavy imports happen after the command line is parsed, so `--help` and typing errors answer at once.
 """
 
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
-from raydino.launch.announce import plan_text
-from raydino.launch.command import Command, fail, parse, say
+from raydino.launch.checks.machine import this_machine
+from raydino.launch.checks.preflight import check
+from raydino.launch.engine.trainer import Training
 from raydino.launch.lock import Lock, refuse_if_held, run_lock
-from raydino.launch.machine import this_machine
-from raydino.launch.preflight import check
 from raydino.launch.resume import (
     DATA,
     RECIPE_FILE,
@@ -33,7 +32,8 @@ from raydino.launch.resume import (
     steps_done,
     write,
 )
-from raydino.launch.trainer import Training
+from raydino.launch.terminal.announce import plan_text
+from raydino.launch.terminal.command import Command, fail, parse, say
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from raydino.tracking.redact import redact_text
 
@@ -69,7 +69,7 @@ def run(command: Command) -> int:
             raise ConfigError(
                 f"{meant.run_dir} exists and is not finished; add --resume auto to go on with it, or give another --name."
             )
-    from raydino.launch.facts import probe_speed, run_facts  # torch comes with them, so only now
+    from raydino.launch.checks.facts import probe_speed, run_facts  # torch comes with them, so only now
     from raydino.launch.inputs import open_against, open_inputs, resolve
 
     data_path = resolve(recipe, cluster.folder)
@@ -93,9 +93,9 @@ def run(command: Command) -> int:
 
 def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -> "Job":
     """Fill the run's folder and make its MLflow run."""
-    from raydino.launch.failure import ERRORS, FAILURE
     from raydino.launch.job import Job
-    from raydino.launch.wishes import SAVE, STOP
+    from raydino.launch.workers.failure import ERRORS, FAILURE
+    from raydino.launch.workers.wishes import SAVE, STOP
     from raydino.tracking.mlflow_run import create_run
     from raydino.tracking.opening import DatasetRecord, Opening, TrackerUnavailable
     from raydino.tracking.outbox import recorded_run
@@ -135,9 +135,9 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
 
 def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
     """Train on Ray (with an object store of `store` bytes if it is started here), watching; returns the exit status."""
-    from raydino.launch.connect import start_ray
-    from raydino.launch.progress import Watch
+    from raydino.launch.engine.connect import start_ray
     from raydino.launch.summary import summarise
+    from raydino.launch.terminal.progress import Watch
     from raydino.tracking.mlflow_run import finish, run_page
     from raydino.tracking.outbox import recorded_run
 
@@ -185,7 +185,7 @@ class _Stop:
             signal.signal(kind, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        from raydino.launch.wishes import STOP
+        from raydino.launch.workers.wishes import STOP
 
         if self.status:
             os._exit(self.status)

@@ -11,13 +11,13 @@ import torch
 
 from raydino import collectives
 from raydino.config import ConfigError
-from raydino.launch import wishes
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.job import Job
-from raydino.launch.keep import FOLDER, Keeper
-from raydino.launch.record import SKIPPED, Record
-from raydino.launch.wishes import SAVE, STOP, Wish, Wishes
-from raydino.launch.worker import build_loop
+from raydino.launch.workers import wishes
+from raydino.launch.workers.keep import FOLDER, Keeper
+from raydino.launch.workers.record import SKIPPED, Record
+from raydino.launch.workers.wishes import SAVE, STOP, Wish, Wishes
+from raydino.launch.workers.worker import build_loop
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.recipe import Recipe
@@ -184,7 +184,7 @@ def test_keeper__a_checkpoint_of_other_images_is_taken_up_where_the_change_was_a
 
 def _asks(folder: str):
     def on(rank: int) -> list[tuple[bool, bool]]:
-        from raydino.launch import wishes
+        from raydino.launch.workers import wishes
 
         calls = []
         notice = SimpleNamespace(preempted_node_ids=["a"], deadline_ms=None)

@@ -22,16 +22,16 @@ from raydino.config import ConfigError, in_steps
 from raydino.data.fetch import TooManyBadImages
 from raydino.data.stream import batches
 from raydino.keyed import key64
-from raydino.launch import audit, failure
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.engine.owners import Owners
 from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.job import Job
-from raydino.launch.keep import Keeper
-from raydino.launch.owners import Owners
-from raydino.launch.record import Judge, Record
-from raydino.launch.watchdog import FOLDER as STACKS
-from raydino.launch.watchdog import Watchdog
-from raydino.launch.wishes import Wishes
+from raydino.launch.workers import audit, failure
+from raydino.launch.workers.keep import Keeper
+from raydino.launch.workers.record import Judge, Record
+from raydino.launch.workers.watchdog import FOLDER as STACKS
+from raydino.launch.workers.watchdog import Watchdog
+from raydino.launch.workers.wishes import Wishes
 from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
 from raydino.train.guard import Guard, UnhealthyError

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
+from raydino.launch.checks.machine import Machine
 from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
-from raydino.launch.machine import Machine
-from raydino.launch.shown import in_bytes, public_uri
+from raydino.launch.terminal.shown import in_bytes, public_uri
 from raydino.methods import rules
 from raydino.methods.config import SelfDistillationConfig
 from raydino.recipe import Recipe

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
-from raydino.launch.announce import plan_text, tokens_per_image
+from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.preflight import Facts
+from raydino.launch.terminal.announce import plan_text, tokens_per_image
 from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)

@@ -1,6 +1,6 @@
 """What a machine says of itself."""
 
-from raydino.launch.machine import this_machine
+from raydino.launch.checks.machine import this_machine
 
 
 def test_this_machine__agrees_with_the_interpreter(monkeypatch):

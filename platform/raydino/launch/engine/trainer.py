@@ -9,9 +9,9 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
+from raydino.launch.checks.preflight import RAY_TESTED, store_fault
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.connect import environment
-from raydino.launch.preflight import RAY_TESTED, store_fault
+from raydino.launch.engine.connect import environment
 
 if TYPE_CHECKING:
     from raydino.launch.job import Job
@@ -51,7 +51,7 @@ class Training:
         return f"{type(self._error).__name__}: {causes[-1] if causes else ''}"
 
     def _failure(self) -> dict[str, Any] | None:
-        from raydino.launch.failure import FAILURE
+        from raydino.launch.workers.failure import FAILURE
 
         path = self._job.run_dir / FAILURE
         try:
@@ -66,8 +66,8 @@ def fit(job: "Job") -> None:
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    from raydino.launch.nodes import asks_for_token, check_door, check_nodes
-    from raydino.launch.owners import start_owners
+    from raydino.launch.checks.nodes import asks_for_token, check_door, check_nodes
+    from raydino.launch.engine.owners import start_owners
 
     cluster, resources = job.cluster, ray.cluster_resources()
     use_gpu = cluster.use_gpu(int(resources.get("GPU", 0)))
@@ -111,7 +111,7 @@ def _trainer(job: "Job") -> Any:
     if not job.cluster.is_elastic:
         return TorchTrainer
     try:
-        from raydino.launch.elastic import ElasticTorchTrainer, EvenSizes
+        from raydino.launch.engine.elastic import ElasticTorchTrainer, EvenSizes
     except ImportError as error:  # it leans on the inside of one version of Ray
         raise ConfigError(
             f"cluster.min_workers = {job.cluster.min_workers}: this version of Ray has no policy to narrow ({error}); "
@@ -153,7 +153,7 @@ def _not_started(job: "Job", resources: Mapping[str, float], free: Mapping[str, 
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    from raydino.launch.worker import train_worker
+    from raydino.launch.workers.worker import train_worker
 
     train_worker(config["job"], config["claim"])
 

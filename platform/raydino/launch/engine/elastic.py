@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 
-from raydino.launch.wishes import SAVE
+from raydino.launch.workers.wishes import SAVE
 
 SAVE_SECONDS = 120.0  # for a step and a save; workers that take longer lose what they did since the last checkpoint
 ANSWER_SECONDS = 2.0  # a raylet listens all the time; one that does not answer by then is gone or cut off

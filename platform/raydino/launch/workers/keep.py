@@ -11,8 +11,8 @@ import torch
 
 from raydino import collectives
 from raydino.config import ConfigError
+from raydino.launch.engine.owners import Owners
 from raydino.launch.job import Job
-from raydino.launch.owners import Owners
 from raydino.train import checkpoint as checkpoints
 from raydino.train.saving import Saver
 from raydino.train.steps import Loop

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from raydino.config import ConfigError
-from raydino.launch import connect as module
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.connect import start_ray
+from raydino.launch.engine import connect as module
+from raydino.launch.engine.connect import start_ray
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_start_ray__nobody_at_the_address():
@@ -47,7 +47,7 @@ def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_p
     script.write_text(
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from raydino.launch.cluster import ClusterConfig\n"
-        "from raydino.launch.connect import start_ray\n"
+        "from raydino.launch.engine.connect import start_ray\n"
         "import os\n"
         "before = dict(os.environ)\n"
         "with start_ray(ClusterConfig(workers=2, object_store_mb=100)):\n"

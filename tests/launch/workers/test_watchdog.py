@@ -7,10 +7,10 @@ import threading
 import time
 from pathlib import Path
 
-from raydino.launch import watchdog
-from raydino.launch.watchdog import HUNG, Watchdog
+from raydino.launch.workers import watchdog
+from raydino.launch.workers.watchdog import HUNG, Watchdog
 
-PLATFORM = Path(__file__).resolve().parents[2] / "platform"
+PLATFORM = Path(__file__).resolve().parents[3] / "platform"
 
 
 def wait_until(condition) -> bool:
@@ -83,7 +83,7 @@ def test_watchdog__zero_is_off(tmp_path: Path):
 HANG = """
 import ctypes, sys, time
 from pathlib import Path
-from raydino.launch import watchdog
+from raydino.launch.workers import watchdog
 watchdog.PATIENCE, watchdog.LAST_RESORT = 1.0, 1.0
 def keeps_the_lock():
     ctypes.PyDLL(None).sleep(60)  # PyDLL: Python's lock is kept

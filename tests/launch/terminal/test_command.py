@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.command import leaves, parse
+from raydino.launch.terminal.command import leaves, parse
 from raydino.methods.config import DINOConfig, DINOv2Config
 from raydino.nn.config import HeadConfig
 from raydino.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRESETS = {"laptop": Recipe(steps=100), "big": Recipe(name="big", steps=5000, global_batch=1024)}
 
 
@@ -170,7 +170,7 @@ def test_leaves__every_path_can_be_overridden():
 def test_command__imports_nothing_heavy_and_bears_a_closed_pipe(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys\nfrom raydino.launch.command import parse\nfrom raydino.launch import cluster, preflight\n"
+        "import sys\nfrom raydino.launch.terminal.command import parse\nfrom raydino.launch import cluster, preflight\n"
         "from raydino.recipe import Recipe\n"
         "try:\n    parse(Recipe(), {}, description='Train.')\n"
         "finally:\n    print([m for m in ('torch', 'ray', 'mlflow', 'timm') if m in sys.modules], file=sys.stderr)\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raydino.data.plan import Plan
-from raydino.launch import audit
+from raydino.launch.workers import audit
 from raydino.train.steps import StepReport
 from raydino.views import Batch
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raydino.data.plan import Plan
-from raydino.launch.facts import store_bytes
+from raydino.launch.checks.facts import store_bytes
 from raydino.views import Crops, Views
 
 VIEWS = Views(

@@ -10,9 +10,9 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
-from raydino.launch import elastic
-from raydino.launch.elastic import EvenSizes, answers, fitting
-from raydino.launch.wishes import SAVE
+from raydino.launch.engine import elastic
+from raydino.launch.engine.elastic import EvenSizes, answers, fitting
+from raydino.launch.workers.wishes import SAVE
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_even_sizes__starts_what_is_there_and_waits_for_the_least_only_so_long(p
     assert policy({"a": 3.5})[0].make_decision_for_non_running_worker_group().num_workers == 2
     made, _ = policy({"a": 1.0}, sizes=(2, 4), patience=30.0)
     now = [100.0]
-    monkeypatch.setattr("raydino.launch.elastic.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("raydino.launch.engine.elastic.time.monotonic", lambda: now[0])
     for now[0] in (100.0, 129.0):
         assert isinstance(made.make_decision_for_non_running_worker_group(), NoopDecision)
     now[0] = 131.0
@@ -79,7 +79,7 @@ def test_fitting__against_trying_all():
 
 def test_even_sizes__a_resize_waits_until_the_state_is_saved(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [1000.0]
-    monkeypatch.setattr("raydino.launch.elastic.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("raydino.launch.engine.elastic.time.monotonic", lambda: now[0])
     made, _ = policy({"a": 5.0})
     state: Any = SimpleNamespace(start_time=float("-inf"), num_workers=2)
 

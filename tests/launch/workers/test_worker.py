@@ -18,8 +18,8 @@ from ray.train.torch import TorchTrainer
 
 from raydino.config import read_yaml_file
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.engine.trainer import fit
 from raydino.launch.job import Job
-from raydino.launch.trainer import fit
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 from raydino.tracking.spool import METRICS_FILE, read_metrics

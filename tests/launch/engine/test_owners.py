@@ -15,10 +15,10 @@ from PIL import Image
 from raydino.config import ConfigError, read_yaml_file
 from raydino.data.claims import NOBODY, Claims
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.engine.owners import evaluation_ids
+from raydino.launch.engine.trainer import fit
 from raydino.launch.inputs import open_against, open_inputs
 from raydino.launch.job import Job
-from raydino.launch.owners import evaluation_ids
-from raydino.launch.trainer import fit
 from raydino.recipe import Recipe
 
 TRAIN = [

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raydino.config import ConfigError
+from raydino.launch.checks.nodes import check_door, faults_of, look
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.job import Job
-from raydino.launch.nodes import check_door, faults_of, look
 from raydino.recipe import Recipe
 
 SOUND = {"marker": True, "error": "", "images": True, "temporary": "/tmp", "disk": 0.5}

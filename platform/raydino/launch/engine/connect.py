@@ -11,7 +11,7 @@ from pathlib import Path
 from raydino.config import ConfigError
 from raydino.launch.cluster import QUIET, STORE_LEAST, ClusterConfig, worker_environment
 
-PACKAGE = Path(__file__).resolve().parents[1]  # the folder `raydino`, wherever it was imported from
+PACKAGE = Path(__file__).resolve().parents[2]  # the folder `raydino`, wherever it was imported from
 CONNECT_SECONDS = 10.0  # an address that does not answer by then is wrong, not slow
 
 

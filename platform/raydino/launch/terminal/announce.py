@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from raydino.config import in_steps
+from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.preflight import Facts
-from raydino.launch.shown import in_bytes, public_uri
+from raydino.launch.terminal.shown import in_bytes, public_uri
 from raydino.recipe import Recipe
 
 

@@ -8,11 +8,11 @@ import torch
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan
 from raydino.data.stream import BLOCKS_AHEAD
-from raydino.launch.announce import tokens_per_image
+from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
-from raydino.launch.preflight import Facts
-from raydino.launch.worker import build_loop
+from raydino.launch.terminal.announce import tokens_per_image
+from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.parallel import has_batch_norm
 from raydino.train.steps import train_step

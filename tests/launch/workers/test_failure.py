@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raydino.launch.failure import ERRORS, FAILURE, came_again, explanation, give_up
+from raydino.launch.workers.failure import ERRORS, FAILURE, came_again, explanation, give_up
 
 
 def raised(error: Exception) -> Exception:

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 
 from raydino.config import ConfigError
-from raydino.launch import preflight
-from raydino.launch.announce import plan_text
+from raydino.launch.checks import preflight
+from raydino.launch.checks.machine import Machine
+from raydino.launch.checks.preflight import Facts, check, store_fault
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.machine import Machine
-from raydino.launch.preflight import Facts, check, store_fault
-from raydino.launch.shown import public_uri
+from raydino.launch.terminal.announce import plan_text
+from raydino.launch.terminal.shown import public_uri
 from raydino.recipe import Recipe
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
