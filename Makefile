@@ -42,7 +42,7 @@ test: $(READY) ## run the tests
 	wait $$launch; launched=$$?; cat $$log; rm $$log; [ $$rest -eq 0 ] && [ $$launched -eq 0 ]
 
 faults: $(READY) ## run the fault suite alone
-	@$(BIN)/python -m pytest -q -m "" tests/faults tests/launch/test_run.py
+	@$(BIN)/python -m pytest -q -m "" tests/faults tests/launch/test_run.py tests/train/test_cliffs.py
 
 check: $(READY) ## lint, format, types, floors
 	@$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from typing import Literal
 
 LIST = os.environ.get("RAYDINO_FAULTS", "")
 
-Action = Literal["kill", "freeze", "hang", "raise", "sleep", "poison"]
+Action = Literal["kill", "freeze", "hang", "raise", "exhaust", "sleep", "poison"]
 
 
 class InjectedError(RuntimeError):
@@ -29,11 +29,12 @@ class Fault:
     site: str
     """Where: the name given to `reach`."""
     action: Action
-    """kill: SIGKILL; freeze: SIGSTOP; hang: sleep for ever; raise: InjectedError; sleep: `seconds`; poison: `reach` says True."""
+    """kill: SIGKILL; freeze: SIGSTOP; hang: sleep for ever; raise: InjectedError; exhaust: MemoryError; sleep: `seconds`;
+    poison: `reach` says True."""
     rank: int | None = None
     """On which rank; None: whichever gets there."""
     step: int | None = None
-    """At which step (from 0); None: any."""
+    """At which step (from 0), for the site `fetch` at which window of a stream; None: any."""
     times: int = 1
     """How often it strikes over all processes of the run."""
     seconds: float = 0.0
@@ -75,6 +76,8 @@ def _strike(fault: Fault) -> bool:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault.action == "raise":
         raise InjectedError(f"injected at {fault.site}")
+    elif fault.action == "exhaust":
+        raise MemoryError(f"injected at {fault.site}")
     elif fault.action in ("hang", "sleep"):
         time.sleep(fault.seconds if fault.action == "sleep" else 10**6)
     return fault.action == "poison"

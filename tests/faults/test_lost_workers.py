@@ -68,3 +68,26 @@ def test_fault_16__a_hang_and_a_frozen_process(
     stacks = [path.read_text() for path in (tmp_path / "stacks").glob("*.of-rank1.txt")]
     assert any("faults.py" in text and "_strike" in text for text in stacks)  # where it hung
     assert list((tmp_path / "stacks").glob("*.of-rank0.txt"))
+
+
+def test_fault_23__tasks_that_fetch_images_run_out_of_memory(
+    nodes: Any, stage: Any, pair: list[Any], job: Callable[..., Job], tmp_path: Path
+):
+    """The system kills such a process, or Python says MemoryError: Ray tries the killed task again, and a worker whose task failed
+    starts again at its checkpoint."""
+    stage.clear(Fault("fetch", "kill", step=1, times=2))
+    fit(job())
+    assert [line["begin"] for line in stage.begins(0)] == [0]
+    assert len(list(stage.folder.glob("faults.json.*"))) == 2
+    assert [stage.steps(0), stage.steps(1)] == pair
+
+
+def test_fault_23__python_has_no_memory_left_in_such_a_task(
+    nodes: Any, stage: Any, pair: list[Any], job: Callable[..., Job], tmp_path: Path
+):
+    stage.clear(Fault("fetch", "exhaust", step=3))
+    fit(job())
+    assert len(stage.begins(0)) == 2
+    assert [stage.steps(0), stage.steps(1)] == pair
+    (error,) = [line for path in tmp_path.glob("errors-rank*.jsonl") for line in path.read_text().splitlines()]
+    assert "MemoryError" in error

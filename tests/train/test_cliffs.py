@@ -63,7 +63,7 @@ def first_alarm(recipe: Recipe, images: Path, train_here: Callable[..., Any]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.fault) for seed in range(3, 10))])
 def test_recipe__does_not_collapse(seed: int, images: Path, train_here: Callable[..., Any]):
     assert first_alarm(RECIPE.override({"seed": seed}), images, train_here) is None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from raydino import faults
 from raydino.data.decode import Undecodable, decode
 from raydino.data.plan import Plan, Rows
 from raydino.shards.reader import Collection
@@ -95,6 +96,7 @@ class Fetch:
 
     def read(self, request: Request) -> pa.Table:
         """The rows of a window in the order of use: columns window, epoch, place, id, path, bytes, and label if asked for."""
+        faults.reach("fetch", step=request.window)
         groups, order = (np.frombuffer(part, dtype=np.int64) for part in (request.groups, request.order))
         wanted = ["id", "path", "bytes"] + ["label"] * self.labels
         read = pa.concat_tables([self.collection.read(int(group)).select(wanted) for group in groups])
