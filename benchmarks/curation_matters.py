@@ -31,9 +31,9 @@ from safetensors.torch import load_file, save_file
 
 from planted.images import POPULAR, Clean, changed, clean, curated, names, pool_with_copies, write
 from planted.picture import BANKS, draw
+from raydino.data.batches import batches
 from raydino.data.fetch import local_windows
 from raydino.data.plan import Plan
-from raydino.data.stream import batches
 from raydino.evals.config import KNNConfig
 from raydino.evals.evaluation import ImageSet, Labelled
 from raydino.evals.knn import KNN, pixels_knn

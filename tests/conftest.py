@@ -73,8 +73,8 @@ def train_here() -> Callable[..., Iterator[Any]]:
     the batches pass through."""
     import torch
 
+    from raydino.data.batches import batches
     from raydino.data.fetch import local_windows
-    from raydino.data.stream import batches
     from raydino.launch.cluster import ClusterConfig
     from raydino.launch.inputs import open_inputs
     from raydino.launch.workers.worker import build_loop

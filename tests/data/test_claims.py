@@ -15,11 +15,11 @@ from PIL import Image
 
 from raydino.config import ConfigError
 from raydino.data import claims
+from raydino.data.batches import batches
 from raydino.data.claims import LOOK_AHEAD, NOBODY, SPARE, Claims, admit
 from raydino.data.config import DataConfig
 from raydino.data.fetch import TooManyBadImages, local_windows
 from raydino.data.plan import Plan
-from raydino.data.stream import batches
 from raydino.launch.engine.owners import make_owners
 from raydino.views import Crops, Views
 

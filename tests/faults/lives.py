@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from raydino.data.batches import batches
 from raydino.data.fetch import local_windows
-from raydino.data.stream import batches
 from raydino.faults import InjectedError
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs

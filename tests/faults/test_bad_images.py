@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raydino.data.batches import batches
 from raydino.data.fetch import BadImage, local_windows
 from raydino.data.plan import Plan
-from raydino.data.stream import batches
 from raydino.shards.reader import open_collection
 from raydino.views import Crops, Views
 

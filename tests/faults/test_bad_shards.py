@@ -18,9 +18,9 @@ from PIL import Image
 
 from raydino.config import ConfigError
 from raydino.curation.ingest import ingest
+from raydino.data.batches import batches
 from raydino.data.fetch import BadImage, TooManyBadImages, local_windows
 from raydino.data.plan import Plan
-from raydino.data.stream import batches
 from raydino.launch.inputs import open_inputs
 from raydino.recipe import Recipe
 from raydino.shards import retries

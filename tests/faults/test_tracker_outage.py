@@ -24,12 +24,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 def test_fault_14_and_15__the_run_ends_well_and_the_tracker_has_all_of_it(shell: Any, server: Server) -> None:
     server.stop()
-    shell.stage.clear(
-        Fault("step", "sleep", seconds=0.5, times=100)
-    )  # slow enough for the tracker to come, go and come
+    # So slow that the run cannot end before the tracker came, went and came: pauses between two attempts grow to 30 s.
+    shell.stage.clear(Fault("step", "sleep", seconds=4.0, times=1000))
     process = shell.start("--cluster.tracking-uri", server.uri)
     try:
-        shell.stage.wait_for(lambda: len(shell.stage.steps()) >= 3)
+        shell.stage.wait_for(lambda: len(shell.stage.steps()) >= 1)
         assert not server.runs
         server.start()
         shell.stage.wait_for(lambda: server.of("loss/total"))
@@ -37,6 +36,8 @@ def test_fault_14_and_15__the_run_ends_well_and_the_tracker_has_all_of_it(shell:
         server.forget()
         time.sleep(0.5)
         server.start()
+        shell.stage.wait_for(lambda: server.of("loss/total"))
+        shell.stage.list.write_text("[]")
         out, _ = process.communicate(timeout=240)
     finally:
         process.kill()

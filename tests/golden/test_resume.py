@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from raydino.curation.synthetic import write_builtin
+from raydino.data.batches import batches
 from raydino.data.fetch import local_windows
-from raydino.data.stream import batches
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.workers import audit

@@ -105,6 +105,10 @@ class Fetch:
         same = {name: np.full(len(order), value) for name, value in about.items()}
         return pa.table({**same, "place": order, **{name: rows[name] for name in rows.column_names}})
 
+    def asked(self, request: pa.Table) -> pa.Table:
+        """`read` for a request that comes as a table of one row, as it does in a Ray task."""
+        return self.read(Request(**request.to_pylist()[0]))
+
     def cut(self, rows: pa.Table) -> pa.Table:
         """Rows as `read` gives them, or some of them, cut.
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -22,6 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 
+from raydino.launch.engine.lean import LeanTorchTrainer
 from raydino.launch.workers.wishes import SAVE
 
 SAVE_SECONDS = 120.0  # for a step and a save; workers that take longer lose what they did since the last checkpoint
@@ -109,8 +109,8 @@ def fitting(sizes: Sequence[int], most: int) -> int:
     return max((size for size in sizes if size <= most), default=0)
 
 
-class ElasticTorchTrainer(TorchTrainer):
-    """TorchTrainer whose number of workers is decided by what `policy` makes of its scaling configuration."""
+class ElasticTorchTrainer(LeanTorchTrainer):
+    """A trainer whose number of workers is decided by what `policy` makes of its scaling configuration."""
 
     def __init__(self, *arguments: Any, policy: Callable[[ScalingConfig], EvenSizes], **options: Any) -> None:
         super().__init__(*arguments, **options)

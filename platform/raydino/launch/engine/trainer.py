@@ -95,7 +95,10 @@ def fit(job: "Job") -> None:
             ),
         ),
     )
-    with environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_start_timeout(cluster))}):
+    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_start_timeout(cluster))}
+    if cluster.is_local:  # nobody gives notice of the end of this machine; a process less
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    with environment(settings):
         try:
             trainer.fit()
         except ControllerError as error:
@@ -106,10 +109,10 @@ def fit(job: "Job") -> None:
 
 def _trainer(job: "Job") -> Any:
     """Ray's trainer, or the one whose number of workers follows the cluster."""
-    from ray.train.torch import TorchTrainer
+    from raydino.launch.engine.lean import LeanTorchTrainer
 
     if not job.cluster.is_elastic:
-        return TorchTrainer
+        return partial(LeanTorchTrainer, local=job.cluster.is_local)
     try:
         from raydino.launch.engine.elastic import ElasticTorchTrainer, EvenSizes
     except ImportError as error:  # it leans on the inside of one version of Ray
@@ -125,7 +128,7 @@ def _trainer(job: "Job") -> Any:
         patience=cluster.start_timeout,
         run_dir=job.run_dir,
     )
-    return partial(ElasticTorchTrainer, policy=policy)
+    return partial(ElasticTorchTrainer, policy=policy, local=job.cluster.is_local)
 
 
 def _start_timeout(cluster: ClusterConfig) -> float:

@@ -19,8 +19,8 @@ from ray.train.torch import get_device
 
 from raydino import collectives
 from raydino.config import ConfigError, in_steps
+from raydino.data.batches import batches
 from raydino.data.fetch import TooManyBadImages
-from raydino.data.stream import batches
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.owners import Owners

@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 
 from raydino.config import ConfigError
+from raydino.data import batches as module
 from raydino.data import stream
+from raydino.data.batches import StreamError, batches
 from raydino.data.crops import Cropper
 from raydino.data.decode import decode
-from raydino.data.fetch import Fetch, TooManyBadImages, local_windows
+from raydino.data.fetch import Fetch, Request, TooManyBadImages, local_windows
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, PlanError
-from raydino.data.stream import StreamError, batches, ray_windows
+from raydino.data.stream import ray_windows
 from raydino.views import Crops, Masks, Views
 
 VIEWS = Views(
@@ -288,12 +290,12 @@ def test_ray_windows__windows_cut_in_parts_are_put_together(ray_cluster, monkeyp
     monkeypatch.setattr(stream, "CUT_BYTES", 5_000)
     parts = []
 
-    class Counted(stream.CutWindow):
+    class Counted(module.CutWindow):
         def __init__(self, rows):
             parts.append(rows["bad"].num_chunks)
             super().__init__(rows)
 
-    monkeypatch.setattr(stream, "CutWindow", Counted)
+    monkeypatch.setattr(module, "CutWindow", Counted)
     shelf = Shelf(GROUPS, broken=tuple(range(3, 40, 5)))
     all_equal(run(shelf, steps=4), run(shelf, steps=4, read=ray_windows, decode_in="cluster"))
     assert min(parts) > 1
@@ -360,7 +362,7 @@ def test_ray_windows__scheduler_rests_while_blocks_wait_to_be_taken(ray_cluster,
 
 def test_fetch__gives_rows_in_the_order_asked_for():
     shelf = Shelf([3, 4])
-    request = stream.Request(5, 0, np.array([1, 0]).tobytes(), np.array([6, 0, 3]).tobytes())
+    request = Request(5, 0, np.array([1, 0]).tobytes(), np.array([6, 0, 3]).tobytes())
     table = Fetch(shelf, None)(request)
     assert table["path"].to_pylist() == ["2.png", "3.png", "6.png"]
     assert table["window"].to_pylist() == [5, 5, 5] and table["place"].to_pylist() == [6, 0, 3]

@@ -1,0 +1,279 @@
+"""Batches of one rank, in the order of the plan.
+
+Whole windows of encoded images come from Ray Data (stream.py); threads in the worker decode each image once and cut all its
+crops straight into the batch. Encoded bytes are 25 times smaller than their crops, so this leaves the object store almost empty.
+But threads share Python's lock with the training step: a step that is short, as on a GPU, waits for them. `decode_in="cluster"`
+moves decoding and cropping into tasks of their own, on every free CPU. Pixels are identical either way, because every draw is
+keyed and a bad image's substitute depends on bytes and order alone.
+
+The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order (-> claims) -> places
+-> threads -> Batch. Every arrow is bounded, and closing the returned generator ends all of it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from raydino.config import ConfigError
+from raydino.data.ahead import Ahead
+from raydino.data.claims import Admitted, Claim, admit
+from raydino.data.crops import Cropper, Pixels
+from raydino.data.fetch import (
+    Bad,
+    BadImage,
+    Cut,
+    CutWindow,
+    Fetch,
+    Met,
+    Read,
+    Request,
+    Verdicts,
+    cut_slot,
+    requests,
+)
+from raydino.data.masks import block_masks
+from raydino.data.plan import Plan, Rows, Window
+from raydino.data.stream import ray_windows
+from raydino.shards.reader import Collection
+from raydino.views import Batch, Views
+
+
+class StreamError(RuntimeError):
+    """The windows did not arrive as the plan orders them."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the image of a slot lies."""
+
+    slot: int
+    rows: "pa.Table | CutWindow"
+    row: int
+    turns: Rows | None
+    refused: Met | None
+    """What lies there, if it is refused and another image fills the slot."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A window that has arrived, ready to be cut or copied from."""
+
+    window: Window
+    rows: "pa.Table | CutWindow"
+    admitted: Admitted
+
+
+@dataclass(frozen=True)
+class _Cutting:
+    """A batch whose images are being cut."""
+
+    step: int
+    crops: dict[str, Pixels]
+    masks: "Future[NDArray[np.bool_]] | None"
+    slots: list[int]
+    refused: list[Bad]
+    """Per slot, what was refused in it."""
+    cuts: "list[Future[list[Cut]]]"
+    """The images of `slots`, in parts."""
+
+
+def batches(
+    collection: Collection,
+    plan: Plan,
+    views: Views,
+    *,
+    seed: int,
+    rank: int,
+    world: int,
+    start_step: int,
+    steps: int,
+    max_bad: float,
+    on_bad: Callable[[BadImage], None],
+    decode_in: Literal["worker", "cluster"] = "worker",
+    threads: int = 1,
+    prefetch: int = 2,
+    read: Read | None = None,
+    claim: Claim | None = None,
+) -> Generator[Batch, None, None]:
+    """The batches of `rank` for steps [start_step, start_step + steps); close the generator to end early.
+
+    An undecodable image is replaced by the next decodable row of its window and reported once, through `on_bad`, in the
+    consumer's thread and in slot order. Nothing here is state: the same arguments give the same batches. A `claim` is: with it,
+    copies and evaluation images are replaced too (`claims.admit`) and reported, but they are not bad ones.
+
+    Args:
+        collection: where the images lie.
+        plan: their order.
+        views: what to cut; crops come as uint8 [V, B, C, H, W], B = global_batch / world.
+        seed: seed of crops and masks.
+        rank: this worker.
+        world: workers; divides the plan's lanes.
+        start_step: first step, 0 for a fresh run.
+        steps: number of steps.
+        max_bad: share of the images seen that may be undecodable, judged from 100 images on.
+        on_bad: told of every undecodable image once.
+        decode_in: "worker" sends encoded bytes here; "cluster" decodes and cuts in Ray tasks, which takes about 25 times
+            the object store: lanes / world * window rows * bytes of all views, per worker.
+        threads: decoding threads here.
+        prefetch: batches cut ahead.
+        read: how windows are fetched; None is `ray_windows`.
+        claim: asked for every window, the same by all ranks; None trains on whatever the plan orders.
+
+    Raises:
+        ConfigError: the arguments contradict each other (raised at once, the others by the generator).
+        TooManyBadImages: more than `max_bad` of the images cannot be decoded.
+        StreamError: the windows did not arrive as ordered.
+        OSError: the storage failed for good; that is never a verdict on an image.
+    """
+    _check(collection, plan, views, max_bad=max_bad, threads=threads, prefetch=prefetch)
+    cropper = Cropper(views, seed=seed)
+    fetch = Fetch(collection, cropper if decode_in == "cluster" else None, labels=views.labels)
+    span = _Span(plan, claim, rank=rank, world=world, start_step=start_step, steps=steps, cut=fetch.cropper is not None)
+    cutting = _cutting(span, (read or ray_windows)(fetch, span.requests()), cropper, fetch=fetch, threads=threads)
+    return _batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
+
+
+def _check(collection: Collection, plan: Plan, views: Views, *, max_bad: float, threads: int, prefetch: int) -> None:
+    if not np.array_equal(plan.row_groups, collection.row_groups):
+        raise ConfigError(
+            f"the plan orders {plan.rows:,} rows in {len(plan.row_groups):,} row groups, the collection has "
+            f"{sum(collection.row_groups):,} in {len(collection.row_groups):,}; make the plan from this collection."
+        )
+    for name, value, least in (("threads", threads, 1), ("prefetch", prefetch, 1)):
+        if value < least:
+            raise ConfigError(f"{name} = {value}; it must be at least {least}.")
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"max_bad = {max_bad}; it is a share, so between 0 and 1.")
+    if views.masks is not None and ("global" not in views.crops or min(views.grid) < 1):
+        raise ConfigError(
+            f"masks need a crop group 'global' of at least patch_size = {views.patch_size} pixels; "
+            f"the groups are {', '.join(views.crops)}."
+        )
+
+
+class _Span:
+    """The steps of one rank: which windows they need, and where in them each slot lies."""
+
+    def __init__(
+        self, plan: Plan, claim: Claim | None, *, rank: int, world: int, start_step: int, steps: int, cut: bool
+    ) -> None:
+        self.plan, self.steps, self._cut = plan, range(start_step, start_step + steps), cut
+        self.owned = plan.owned_lanes(rank=rank, world=world)
+        self._rank, self._world, self._claim = rank, world, claim
+
+    def requests(self) -> Iterator[Request]:
+        """What to fetch, in order of first need."""
+        steps = self.steps
+        return requests(self.plan, rank=self._rank, world=self._world, start_step=steps.start, steps=len(steps))
+
+    def places(self, tables: Iterator[pa.Table]) -> Iterator[tuple[int, list[_Place]]]:
+        """Each step with its slots, ascending. A lane holds the windows its current step needs, and no others."""
+        arrived, share = self._held(self._arrived(tables)), self.plan.per_lane
+        hands: dict[int, deque[_Held]] = {lane: deque() for lane in self.owned}
+        for step in self.steps:
+            for hand in hands.values():
+                while hand and hand[0].window.end <= step * share:
+                    hand.popleft()
+            for hand in hands.values():
+                while not hand or hand[-1].window.end < (step + 1) * share:
+                    held = next(arrived)
+                    hands[held.window.lane].append(held)
+            yield step, [self._place(hands[lane], lane, step, turn) for turn in range(share) for lane in self.owned]
+
+    def _place(self, hand: deque[_Held], lane: int, step: int, turn: int) -> _Place:
+        at = step * self.plan.per_lane + turn
+        held = next(held for held in hand if at < held.window.end)
+        row, slot = at - held.window.begin, turn * self.plan.lanes + lane
+        return _Place(slot, held.rows, row, held.admitted.turns, held.admitted.refused.get(row))
+
+    def _windows(self) -> Iterator[Window]:
+        return self.plan.windows(rank=self._rank, world=self._world, start_step=self.steps.start, steps=len(self.steps))
+
+    def _held(self, arrived: Iterator[tuple[pa.Table, Rows]]) -> Iterator[_Held]:
+        admitted = (Admitted(rows) for rows, _ in arrived) if self._claim is None else admit(self._claim, arrived)
+        for window, rows in zip(self._windows(), admitted, strict=False):
+            yield _Held(window, CutWindow(rows.rows) if self._cut else rows.rows, rows)
+
+    def _arrived(self, tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, Rows]]:
+        """Whole windows and the numbers of their rows, each compared with the plan: an order only nearly right would never be
+        noticed later."""
+        for number, window in enumerate(self._windows()):
+            parts: list[pa.Table] = []
+            while sum(part.num_rows for part in parts) < window.rows:
+                part = next(tables, None)
+                if part is None:
+                    raise StreamError(f"the windows ended before number {number}; the data pipeline stopped early.")
+                parts.append(part)
+            rows = pa.concat_tables(parts)
+            same = np.array_equal(rows["place"].to_numpy(), self.plan.window_order(window))
+            if not same or (rows["window"].to_numpy() != number).any():
+                raise StreamError(f"window {number} (of lane {window.lane}) did not arrive in the order of the plan.")
+            yield rows, self.plan.window_rows(window)
+
+
+def _cutting(
+    span: _Span, tables: Generator[pa.Table, None, None], cropper: Cropper, *, fetch: Fetch, threads: int
+) -> Generator[_Cutting, None, None]:
+    """Hands every slot to a thread as soon as its window is there."""
+    views = cropper.views
+    with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix="raydino-crops") as pool:
+        for step, places in span.places(tables):
+            crops = {name: np.empty(shape, dtype=np.uint8) for name, shape in views.shapes(len(places)).items()}
+            out = [{name: array[:, column] for name, array in crops.items()} for column in range(len(places))]
+            if fetch.cropper is None:
+                cuts = [pool.submit(_cut_one, place, cropper, into) for place, into in zip(places, out, strict=True)]
+            else:  # copies only: handing them over one by one would take longer
+                cuts = [pool.submit(_copy_all, places, out)]
+            masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
+            refused = [[] if place.refused is None else [place.refused] for place in places]
+            yield _Cutting(step, crops, masks, [place.slot for place in places], refused, cuts)
+
+
+def _cut_one(place: _Place, cropper: Cropper, out: dict[str, Pixels]) -> list[Cut]:
+    assert isinstance(place.rows, pa.Table)
+    return [cut_slot(place.rows, place.row, cropper, out=out, turns=place.turns)]
+
+
+def _copy_all(places: list[_Place], out: list[dict[str, Pixels]]) -> list[Cut]:
+    cuts = []
+    for place, into in zip(places, out, strict=True):
+        assert isinstance(place.rows, CutWindow)
+        cuts.append(place.rows.copy(place.row, into, turns=place.turns))
+    return cuts
+
+
+def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:
+    """bool [V, B, P], images in slot order: lanes take turns."""
+    assert views.masks is not None
+    count, images = views.crops["global"].count, span.plan.per_lane
+    lanes = [
+        block_masks(views.masks, grid=views.grid, seed=seed, step=step, lane=lane, images=images, views=count)
+        for lane in span.owned
+    ]
+    return np.stack(lanes, axis=2).reshape(count, images * len(lanes), -1)
+
+
+def _batches(
+    cutting: Generator[_Cutting, None, None], verdicts: Verdicts, *, prefetch: int
+) -> Generator[Batch, None, None]:
+    with closing(Ahead(cutting, depth=prefetch)) as ready:
+        for cut in ready:
+            images = [image for part in cut.cuts for image in part.result()]
+            for slot, refused, image in zip(cut.slots, cut.refused, images, strict=True):
+                verdicts.note(cut.step, slot, refused + image.met)
+            labels = [image.label for image in images if image.label is not None]
+            yield Batch(
+                crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
+                masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
+                ids=tuple(image.sample for image in images),
+                step=cut.step,
+                labels=torch.tensor(labels) if labels else None,
+            )
