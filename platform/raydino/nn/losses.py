@@ -2,12 +2,14 @@
 
 Letters: T teacher views, S student views, B images, M masked patches, K prototypes, D width.
 Cross-entropy between target p and scores s at temperature t is logsumexp(s/t) - sum(p * s/t), because p sums to 1: no log-softmax
-over all pairs is ever stored.
+over all pairs is ever stored, and those of one student view with several targets are one with their sum (cross_entropy.py).
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from raydino.nn.cross_entropy import cross_entropy
 
 
 def dino_loss(
@@ -32,14 +34,16 @@ def dino_loss(
     """
     views, students = len(teacher_probs), len(student_scores)
     pairs = views * (students - 1)
-    scores = student_scores.float() / temperature
-    log_norm = torch.logsumexp(scores, dim=-1).mean(dim=1)  # S
     all_targets = teacher_probs.sum(dim=0)  # B K
     # a global view answers to every teacher view but its own
-    own = ((all_targets - teacher_probs) * scores[:views]).sum(dim=-1).mean(dim=1)  # T
-    global_sum = ((views - 1) * log_norm[:views] - own).sum()
-    local_sum = (views * log_norm[views:] - (all_targets * scores[views:]).sum(dim=-1).mean(dim=1)).sum()
-    return global_sum / pairs, local_sum / pairs
+    others = list(teacher_probs.flip(0)) if views == 2 else [all_targets - own for own in teacher_probs]
+    entropies = cross_entropy(
+        student_scores,
+        [*others, *[all_targets] * (students - views)],
+        [views - 1.0] * views + [float(views)] * (students - views),
+        temperature=temperature,
+    ).mean(dim=1)
+    return entropies[:views].sum() / pairs, entropies[views:].sum() / pairs
 
 
 def ibot_loss(
@@ -57,9 +61,8 @@ def ibot_loss(
 
     `weights[m]` is 1 / (number of masked patches in m's crop).
     """
-    scores = student_scores.float() / temperature
-    entropy = torch.logsumexp(scores, dim=-1) - (teacher_probs * scores).sum(dim=-1)
-    return (entropy * weights).sum() / crops
+    entropies = cross_entropy(student_scores[None], [teacher_probs], [1.0], temperature=temperature)
+    return (entropies[0] * weights).sum() / crops
 
 
 def koleo_loss(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:

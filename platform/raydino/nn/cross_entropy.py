@@ -1,0 +1,64 @@
+"""Cross-entropy of scores with soft targets, loss and gradient in one pass over the scores.
+
+Prototype heads make the losses a question of memory traffic: 65,536 scores a view. Autograd keeps scaled scores and their
+softmax and reads each again. Here a few rows at a time go through all of it while they lie in the cache, and what is kept for the
+backward pass is the gradient alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CACHED = 1 << 17  # scores taken at once on a CPU: half a megabyte in float32, within a core's cache
+AT_ONCE = 1 << 26  # elsewhere: enough to fill a GPU, few enough for the temporaries to stay small
+
+
+def cross_entropy(
+    scores: Float[Tensor, "V N K"],
+    targets: Sequence[Float[Tensor, "N K"]],
+    masses: Sequence[float],
+    *,
+    temperature: float,
+) -> Float[Tensor, "V N"]:
+    """For every view v and row n, with target p = targets[v][n], which sums to masses[v], and scores s = scores[v, n]:
+
+        -sum(p * log_softmax(s / temperature))
+
+    Its gradient is (masses[v] * softmax(s / temperature) - p) / temperature; targets get none. In float32 or more.
+    """
+    return _CrossEntropy.apply(scores, temperature, tuple(masses), *targets)  # pyright: ignore[reportReturnType]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scores: Tensor, temperature: float, masses: tuple[float, ...], *targets: Tensor
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(scores) if wanted else None
+        precision = torch.promote_types(scores.dtype, torch.float32)
+        losses = scores.new_empty(scores.shape[:2], dtype=precision)
+        step = max(1, (CACHED if scores.device.type == "cpu" else AT_ONCE) // scores.shape[2])
+        for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
+            for begin in range(0, scores.shape[1], step):
+                rows = slice(begin, begin + step)
+                wished = target[rows].to(precision)
+                logs = torch.log_softmax(scores[view, rows].to(precision) * (1 / temperature), dim=1)
+                losses[view, rows] = -torch.linalg.vecdot(wished, logs)
+                if gradient is not None:
+                    gradient[view, rows] = wished.sub(logs.exp_(), alpha=mass)  # its negative, for one operation less
+        ctx.temperature, ctx.gradient = temperature, gradient
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *outer: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
+        scale = (outer[0] / -ctx.temperature).unsqueeze(-1)
+        return gradient.mul_(scale), *(None for _ in ctx.needs_input_grad[1:])
