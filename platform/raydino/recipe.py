@@ -56,7 +56,7 @@ class Recipe(Config):
     @property
     def views(self) -> Views:
         """What the method asks to see of an image."""
-        return self.method.views(self.backbone)
+        return self.method.views(self.backbone).override({"fast_crops": self.data.fast_crops})
 
     @property
     def learning_rate(self) -> float:

@@ -126,6 +126,8 @@ class Views(Config):
     """Side of a patch, pixels; it cuts a global crop into the grid that masks are drawn on."""
     channels: Positive = 3
     """Channels of every view."""
+    fast_crops: bool = False
+    """Whether views may be cut with less arithmetic (data/fast.py)."""
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -25,6 +25,8 @@ class DataConfig(Config):
     """Share of a labelled training split held back for evaluation when there is no other labelled split."""
     window: Positive = 1024
     """Rows shuffled together inside a lane; rounded up to whole row groups."""
+    fast_crops: bool = False
+    """Cut views with less arithmetic: halved copies instead of antialiasing, one colour map; docs/performance.md has both."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of undecodable images before the run stops."""
     stream_dedup: bool = False

@@ -1,40 +1,34 @@
 """Crops: all views of one decoded image, as uint8; the only door to albumentations (and to its OpenCV).
 
-Every number an image's crop needs is drawn here, at a fixed place in a generator keyed by (seed, epoch, sample id,
-group, view), and handed to albumentations' functional layer. So a crop does not depend on threads, order or worker,
-switching blur on leaves the boxes as they were, and no `Compose` has to be reseeded per crop (half as long as the
-crop itself). Normalisation is not here: uint8 is a quarter of the traffic, and the device does it for nothing.
+What is decided about a view is drawn by key (draws.py) and handed to albumentations' functional layer, so no `Compose` has to be
+reseeded per crop (half as long as the crop itself). Normalisation is not here: uint8 is a quarter of the traffic, and the
+device does it for nothing.
 
-Order per view, as in DINO's and DINOv2's augmentations: resized crop, flip, jitter, gray, blur, solarise.
+Order per view, as in DINO's and DINOv2's augmentations: resized crop, flip, jitter, gray, blur, solarise. With
+`Views.fast_crops` the draws are the same, the arithmetic that of fast.py.
 """
 
-import math
 import os
 from collections.abc import Mapping
-from itertools import permutations
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
 
 import cv2
 import numpy as np
 from albumentations.augmentations.blur import functional as blur
-from albumentations.augmentations.geometric import functional as geometry
 from albumentations.augmentations.pixel import functional as pixel
 from numpy.typing import NDArray
 
-from raydino.keyed import generator
+from raydino.data.draws import BRIGHTNESS, CONTRAST, COUNT, SATURATION, Draw, Jitter, draw_view
+from raydino.data.fast import BLUR_KERNEL, MipMap, fast_view, least_side, pixels
+from raydino.keyed import uniform
 from raydino.views import Crops, Views
 
 cv2.setNumThreads(0)  # images are cut in parallel, one thread each; OpenCV's own pool would only fight for the cores
 
 Pixels = NDArray[np.uint8]
 
-BLUR_KERNEL = 9  # pixels, as in DINOv2
 SOLARIZE_THRESHOLD = 128 / 255  # albumentations counts it as a share of 255; values from 128 on are inverted, as in PIL
-BOX_TRIES = 10
-JITTER_ORDERS = tuple(permutations(range(4)))
-# Places in a view's draws.
-FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, BLUR, SIGMA, SOLARIZE, TOP, LEFT, BOX = range(14)
 
 
 class Cropper:
@@ -43,6 +37,8 @@ class Cropper:
     def __init__(self, views: Views, *, seed: int) -> None:
         self.views = views
         self.seed = seed
+        self.least = least_side(views) if views.fast_crops else 0
+        """The shorter side that an image may be decoded at (`decode`); 0 for its own."""
 
     def __call__(self, image: Pixels, *, epoch: int, sample: bytes) -> dict[str, Pixels]:
         """By group uint8 [V, C, height, width], from uint8 [H, W, C] of any size; `sample` is the image's id.
@@ -61,74 +57,68 @@ class Cropper:
             raise ValueError(
                 f"an image must be uint8 [H, W, {channels}] with pixels, not {image.dtype} {list(image.shape)}."
             )
+        levels = MipMap(image) if self.views.fast_crops else None
         for name, group in self.views.crops.items():
+            numbers = uniform(COUNT * group.count, self.seed, "crops", epoch, sample, name)
             for view in range(group.count):
-                draws = generator(self.seed, "crops", epoch, sample, name, view).random(BOX + 2 * BOX_TRIES).tolist()
-                out[name][view] = _view(image, group, view, draws).transpose(2, 0, 1)
+                own = numbers[COUNT * view : COUNT * (view + 1)]
+                draw = draw_view(image.shape[0], image.shape[1], group, view, own)
+                crop = _view(image, draw, group) if levels is None else fast_view(levels, draw, group)
+                _store(crop, out[name][view])
 
 
-def _view(image: Pixels, group: Crops, view: int, draws: list[float]) -> Pixels:
+def _store(crop: Pixels, planes: Pixels) -> None:
+    """[height, width, C] into [C, height, width]: a quarter of the time of a transposed copy."""
+    if planes.flags.c_contiguous:
+        cv2.split(np.ascontiguousarray(crop), list(planes))
+    else:
+        planes[...] = crop.transpose(2, 0, 1)
+
+
+def _view(image: Pixels, draw: Draw, group: Crops) -> Pixels:
     """One view, uint8 [height, width, C]. Saturation, hue and greyscale are of colours: other images than RGB go without."""
-    top, left, height, width = _box(image.shape[0], image.shape[1], group, draws)
-    crop = _resized(image[top : top + height, left : left + width], group.height, group.width)
-    if draws[FLIP] < group.flip:
-        crop = np.ascontiguousarray(crop[:, ::-1])
-    if draws[JITTER] < group.jitter:
-        crop = _jittered(crop, group, draws)
-    if draws[GRAY] < group.gray and crop.shape[2] == 3:
+    box = image[draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+    crop = _resized(box, group.height, group.width)
+    if draw.flip:
+        crop = pixels(cv2.flip(crop, 1), crop.shape[2])
+    if draw.jitter is not None:
+        crop = _jittered(crop, draw.jitter)
+    if draw.gray and crop.shape[2] == 3:
         crop = pixel.grayscale_to_multichannel(pixel.to_gray_weighted_average(crop), 3)
-    if draws[BLUR] < group.of_view("blur", view):
-        sigma = _between(*group.blur_sigma, draws[SIGMA])
-        crop = pixel.separable_convolve(crop, blur.create_gaussian_kernel_1d(sigma, BLUR_KERNEL))
-    if draws[SOLARIZE] < group.of_view("solarize", view):
+    if draw.sigma is not None:
+        crop = pixel.separable_convolve(crop, blur.create_gaussian_kernel_1d(draw.sigma, BLUR_KERNEL))
+    if draw.solarize:
         crop = pixel.solarize(crop, SOLARIZE_THRESHOLD)
     return crop
 
 
-def _between(low: float, high: float, draw: float) -> float:
-    return low + (high - low) * draw
-
-
-def _box(rows: int, columns: int, group: Crops, draws: list[float]) -> tuple[int, int, int, int]:
-    """Top, left, height, width: area uniform in `scale`, aspect log-uniform around the view's; centred if no draw fits."""
-    low, high, shape = math.log(group.ratio[0]), math.log(group.ratio[1]), group.width / group.height
-    for place in range(BOX, BOX + 2 * BOX_TRIES, 2):
-        area = rows * columns * _between(*group.scale, draws[place])
-        aspect = shape * math.exp(_between(low, high, draws[place + 1]))
-        height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < height <= rows and 0 < width <= columns:
-            return int(draws[TOP] * (rows - height + 1)), int(draws[LEFT] * (columns - width + 1)), height, width
-    height = min(rows, max(1, round(columns / (shape * group.ratio[0]))))
-    width = min(columns, max(1, round(rows * shape * group.ratio[1])))
-    return (rows - height) // 2, (columns - width) // 2, height, width
-
-
 def _resized(crop: Pixels, height: int, width: int) -> Pixels:
-    """To [height, width, C]: bicubic where the crop grows, averaged over areas first where it shrinks.
-
-    OpenCV's bicubic takes four samples however far apart they lie, so it would alias.
+    """To [height, width, C], bicubic with the kernel stretched where the crop shrinks, as PIL does: OpenCV's bicubic takes four
+    samples however far apart they lie, so it would alias, and its averaging of areas takes twice as long.
     """
-    least = (min(crop.shape[0], height), min(crop.shape[1], width))
-    averaged = geometry.resize(crop, least, cv2.INTER_AREA)
-    resized = geometry.resize(averaged, (height, width), cv2.INTER_CUBIC)
-    return resized.reshape(height, width, crop.shape[2])  # OpenCV drops the axis of a single channel
+    import torch  # here: a Ray task that cuts fast crops need not spend seconds on it
+
+    # A copy, because torch warns of memory that it may not write; with channels last it resizes twice as fast.
+    box = np.array(crop[None], order="C")
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(box).permute(0, 3, 1, 2), size=(height, width), mode="bicubic", antialias=True
+    )
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
-def _jittered(crop: Pixels, group: Crops, draws: list[float]) -> Pixels:
-    """Brightness, contrast, saturation and hue in a random order, with torchvision's arithmetic."""
-    spreads = {BRIGHTNESS: group.brightness, CONTRAST: group.contrast, SATURATION: group.saturation}
-    factors = {place: _between(max(0.0, 1 - by), 1 + by, draws[place]) for place, by in spreads.items()}
-    for number in JITTER_ORDERS[int(draws[ORDER] * len(JITTER_ORDERS))]:
-        if number == 0:
-            crop = pixel.adjust_brightness_torchvision(crop, np.asarray(factors[BRIGHTNESS]))
-        elif number == 1:
-            crop = _contrasted(crop, factors[CONTRAST])
+def _jittered(crop: Pixels, jitter: Jitter) -> Pixels:
+    """Brightness, contrast, saturation and hue in the drawn order, with torchvision's arithmetic."""
+    for number in jitter.order:
+        if number == BRIGHTNESS:
+            crop = pixel.adjust_brightness_torchvision(crop, np.asarray(jitter.factors[BRIGHTNESS]))
+        elif number == CONTRAST:
+            crop = _contrasted(crop, jitter.factors[CONTRAST])
         elif crop.shape[2] != 3:
             continue
-        elif number == 2:
-            crop = pixel.adjust_saturation_torchvision(crop, factors[SATURATION])
+        elif number == SATURATION:
+            crop = pixel.adjust_saturation_torchvision(crop, jitter.factors[SATURATION])
         else:
-            crop = pixel.adjust_hue_torchvision(crop, _between(-group.hue, group.hue, draws[HUE]))
+            crop = pixel.adjust_hue_torchvision(crop, jitter.hue)
     return crop
 
 

@@ -121,7 +121,7 @@ class Fetch:
         reasons: list[str | None] = []
         for at, row in enumerate(rows.select(["epoch", "id", "bytes"]).to_pylist()):
             try:
-                image = decode(row["bytes"], channels=views.channels)
+                image = decode(row["bytes"], channels=views.channels, least=self.cropper.least)
             except Undecodable as error:
                 reasons.append(error.reason)
                 continue
@@ -163,7 +163,7 @@ def cut_slot(
     for at in _from(place, rows.num_rows, turns):
         sample = rows["id"][at].as_py()
         try:
-            image = decode(rows["bytes"][at].as_py(), channels=cropper.views.channels)
+            image = decode(rows["bytes"][at].as_py(), channels=cropper.views.channels, least=cropper.least)
         except Undecodable as error:
             met.append((sample, rows["path"][at].as_py() or "", error.reason))
             continue
