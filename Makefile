@@ -34,12 +34,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## train DINOv2 on built-in images, from curation to k-NN, under 5 minutes on 2 cores
 	@$(BIN)/python recipes/dinov2.py --name demo
 
-# Side by side, because neither half fills two cores: whole runs wait for their processes to start, all else has one thread.
-# The launch tests that begin with c go with the other half, which would be done five minutes earlier.
+# Side by side, because neither half fills two cores: tests with Ray wait for its processes to start, all others have one thread.
 test: $(READY) ## run the tests
-	@log=$$(mktemp); $(BIN)/python -m pytest -q tests/launch --ignore-glob '*/launch/test_c*' > $$log 2>&1 & launch=$$!; trap "kill $$launch 2> /dev/null" INT TERM; \
-	$(BIN)/python -m pytest -q --ignore-glob '*/launch/test_[!c]*'; rest=$$?; \
-	wait $$launch; launched=$$?; cat $$log; rm $$log; [ $$rest -eq 0 ] && [ $$launched -eq 0 ]
+	@log=$$(mktemp); $(BIN)/python -m pytest -q -m "ray and not fault" > $$log 2>&1 & ray=$$!; trap "kill $$ray 2> /dev/null" INT TERM; \
+	$(BIN)/python -m pytest -q -m "not ray and not fault"; rest=$$?; \
+	wait $$ray; with_ray=$$?; cat $$log; rm $$log; [ $$rest -eq 0 ] && [ $$with_ray -eq 0 ]
 
 faults: $(READY) ## run the fault suite alone
 	@$(BIN)/python -m pytest -q -m "" tests/faults tests/launch/test_run.py tests/train/test_cliffs.py

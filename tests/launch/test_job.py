@@ -73,15 +73,21 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _submit(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit`, again while the head's agent, which starts jobs, is still starting itself."""
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", "."]
-    return subprocess.run(
-        [*command, "--", "python", "recipes/dinov2.py", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*command, "--", "python", "recipes/dinov2.py", *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 def test_job__trains_on_the_cluster_and_leaves_its_run(

@@ -170,7 +170,8 @@ def test_leaves__every_path_can_be_overridden():
 def test_command__imports_nothing_heavy_and_bears_a_closed_pipe(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys\nfrom raydino.launch.terminal.command import parse\nfrom raydino.launch import cluster, preflight\n"
+        "import sys\nfrom raydino.launch.terminal.command import parse\n"
+        "from raydino.launch import cluster\nfrom raydino.launch.checks import preflight\n"
         "from raydino.recipe import Recipe\n"
         "try:\n    parse(Recipe(), {}, description='Train.')\n"
         "finally:\n    print([m for m in ('torch', 'ray', 'mlflow', 'timm') if m in sys.modules], file=sys.stderr)\n"

@@ -18,6 +18,8 @@ from ray.train.torch import TorchTrainer
 
 from raydino.config import read_yaml_file
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.engine import lean
+from raydino.launch.engine.lean import LeanTorchTrainer
 from raydino.launch.engine.trainer import fit
 from raydino.launch.job import Job
 from raydino.recipe import Recipe
@@ -45,9 +47,9 @@ def test_train_worker__reports_every_evaluation_to_ray_train_from_every_rank(
     told = tmp_path / "told.jsonl"
 
     def with_listener(*arguments: Any, run_config: RunConfig, **options: Any) -> TorchTrainer:
-        return TorchTrainer(*arguments, run_config=replace(run_config, callbacks=[Listener(told)]), **options)
+        return LeanTorchTrainer(*arguments, run_config=replace(run_config, callbacks=[Listener(told)]), **options)
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", with_listener)
+    monkeypatch.setattr(lean, "LeanTorchTrainer", with_listener)
     job = Job(
         recipe=Recipe().override(read_yaml_file(tiny)),
         cluster=ClusterConfig(workers=2, cpus_per_worker=0.5, threads=1, storage=str(tmp_path)),
