@@ -19,8 +19,8 @@ from albumentations.augmentations.blur import functional as blur
 from albumentations.augmentations.pixel import functional as pixel
 from numpy.typing import NDArray
 
-from raydino.data.draws import BRIGHTNESS, CONTRAST, COUNT, SATURATION, Draw, Jitter, draw_view
-from raydino.data.fast import BLUR_KERNEL, MipMap, fast_view, least_side, pixels
+from raydino.data.draws import BLUR_KERNEL, BRIGHTNESS, CONTRAST, COUNT, SATURATION, Draw, Jitter, draw_view
+from raydino.data.fast import MipMap, fast_view, least_side, pixels
 from raydino.keyed import uniform
 from raydino.views import Crops, Views
 

@@ -12,6 +12,7 @@ from itertools import permutations
 from raydino.views import Crops
 
 BOX_TRIES = 10
+BLUR_KERNEL = 9  # pixels, as in DINOv2
 JITTER_ORDERS = tuple(permutations(range(4)))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """What a number of `Jitter.order` stands for."""

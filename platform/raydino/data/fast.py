@@ -17,18 +17,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raydino.data.draws import BRIGHTNESS, CONTRAST, HUE, Draw, Jitter
+from raydino.data.draws import BLUR_KERNEL, BRIGHTNESS, CONTRAST, HUE, Draw, Jitter
 from raydino.views import Crops, Views
 
 Pixels = NDArray[np.uint8]
 Colours = NDArray[np.float64]
 
-BLUR_KERNEL = 9  # pixels, as in DINOv2
 LUMA = (0.299, 0.587, 0.114)
 _INVERT_BRIGHT = np.concatenate([np.arange(128), 255 - np.arange(128, 256)]).astype(np.uint8)
-HALVE_AT = (
-    1.3  # times that a view may shrink before a halved copy serves it better: by gradients, measured on photographs
-)
+# Times that a view may shrink before a halved copy serves it better: where both ways have equal gradients, on photographs.
+HALVE_AT = 1.3
 
 
 def least_side(views: Views) -> int:
