@@ -82,7 +82,8 @@ def train_here() -> Callable[..., Iterator[Any]]:
 
     def train(recipe: Any, folder: Path, *, watched: Callable[[Any], Any] = lambda stream: stream) -> Iterator[Any]:
         inputs = open_inputs(recipe.override({"data.path": str(folder)}), str(folder))
-        loop = build_loop(recipe, ClusterConfig(), torch.device("cpu"))
+        exact = ClusterConfig(precision="fp32", attention="fused")  # the same arithmetic on every machine
+        loop = build_loop(recipe, exact, torch.device("cpu"))
         torch.set_num_threads(1)
         stream = batches(
             inputs.collection,

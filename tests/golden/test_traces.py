@@ -6,7 +6,8 @@ A change that is meant to alter a loss records new traces with
     RAYDINO_RECORD_GOLDEN=1 python -m pytest tests/golden
 
 and says so in the changelog. Processors round differently: between AVX-512 and plain code these traces were measured to
-differ by 2e-6 at most, and the tolerance leaves room for other matrix libraries.
+differ by 2e-6 on one machine and by 2.3e-5 on another, and the tolerance leaves room for other matrix libraries. KoLeo takes the
+logarithm of distances between features that nearly coincide, which enlarges rounding: it differed by 1.3e-4.
 """
 
 import json
@@ -26,7 +27,7 @@ from raydino.schedule import cosine
 from raydino.train.config import OptimConfig
 
 STEPS = 50
-TOLERANCE = 1e-4
+TOLERANCE, OF_KOLEO = 1e-4, 1e-3
 FOLDER = Path(__file__).parent
 CROPS = {
     "global_crops.size": 16,
@@ -101,7 +102,7 @@ def test_trace__fifty_steps_give_the_recorded_losses(name: str, images: Path, tr
         torch.testing.assert_close(
             torch.tensor(found[key]),
             torch.tensor(values),
-            rtol=TOLERANCE,
+            rtol=OF_KOLEO if key.endswith("koleo") else TOLERANCE,
             atol=1e-6,
             msg=lambda m, key=key: f"{key}: {m}",
         )

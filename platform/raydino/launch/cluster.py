@@ -56,6 +56,8 @@ class ClusterConfig(Config):
     """Batches prepared ahead of the step."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of forward and backward; auto: bf16 where the device computes in it natively."""
+    attention: Literal["auto", "fused", "matmul"] = "auto"
+    """torch's fused attention, or matrix products; auto: fused on a GPU, on a CPU whichever is faster for the crops' size."""
     accumulate: Positive = 1
     """Micro-batches per step on each worker: less memory, same global batch."""
     storage: str = "runs"
@@ -160,7 +162,8 @@ class ClusterConfig(Config):
         return self.data_threads or max(1, share - 1 if use_gpu else share // 2)
 
     def precision_on(self, *, native_bf16: bool) -> Precision:
-        """The precision on a device. `native_bf16`: CUDA from Ampere on, CPUs with AMX; elsewhere bf16 crawls."""
+        """The precision on a device. `native_bf16`: CUDA from Ampere on, CPUs with AMX or AVX512-BF16; elsewhere bf16
+        crawls."""
         if self.precision == "auto":
             return "bf16" if native_bf16 else "fp32"
         return self.precision

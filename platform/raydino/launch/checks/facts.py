@@ -66,16 +66,7 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
     loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
     images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
-    views = recipe.views
-    crops = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in views.shapes(images).items()}
-    masks = None
-    if views.masks is not None:
-        count = views.crops["global"].count
-        masks = torch.from_numpy(
-            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=0, lane=0, images=images, views=count)
-        )
-    labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
-    batch = Batch(crops, masks, (b"",) * images, step=0, labels=labels)
+    batch = random_batch(recipe, images)
     train_step(loop, batch)
     started = time.perf_counter()
     for _ in range(PROBE_STEPS):
@@ -84,3 +75,20 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
         torch.cuda.synchronize()
     one = images * PROBE_STEPS / (time.perf_counter() - started)
     return one * (cluster.workers if loop.device.type == "cuda" else 1)
+
+
+def random_batch(recipe: Recipe, images: int, *, step: int = 0) -> Batch:
+    """A batch of random pixels with the masks of `step`, on the CPU: what a step costs without any data."""
+    views, generator = recipe.views, torch.Generator().manual_seed(step)
+    crops = {
+        name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        for name, shape in views.shapes(images).items()
+    }
+    masks = None
+    if views.masks is not None:
+        count = views.crops["global"].count
+        masks = torch.from_numpy(
+            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=step, lane=0, images=images, views=count)
+        )
+    labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
+    return Batch(crops, masks, tuple(n.to_bytes(4, "big") for n in range(images)), step=step, labels=labels)

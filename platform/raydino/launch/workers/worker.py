@@ -6,6 +6,7 @@ restart after a crash and a `--resume auto` are the same thing.
 """
 
 import logging
+import math
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -32,6 +33,7 @@ from raydino.launch.workers.record import Judge, Record
 from raydino.launch.workers.watchdog import FOLDER as STACKS
 from raydino.launch.workers.watchdog import Watchdog
 from raydino.launch.workers.wishes import Wishes
+from raydino.nn.attention import fused_is_faster, use_attention
 from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
 from raydino.train.guard import Guard, UnhealthyError
@@ -166,6 +168,10 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps).to(device)
+    precision = cluster.precision_on(native_bf16=native_bf16(device))
+    tokens = math.prod(recipe.views.grid) + 1 + recipe.backbone.registers  # of a global crop
+    fused = fused_is_faster(device, bf16=precision == "bf16", tokens=tokens)
+    use_attention(method, fused=fused if cluster.attention == "auto" else cluster.attention == "fused")
     return Loop(
         method=method,
         module=replicate(method, device),
@@ -176,7 +182,7 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         steps=recipe.steps,
         device=device,
         normalise=recipe.data.normalisation,
-        precision=cluster.precision_on(native_bf16=native_bf16(device)),
+        precision=precision,
         accumulate=cluster.accumulate_on(collectives.world_size(), recipe.global_batch),
         guard=Guard(recipe.guards),
     )
