@@ -37,6 +37,11 @@ def test_to__moves_everything_and_keeps_the_rest():
     assert (moved.ids, moved.step) == (a_batch().ids, 3)
 
 
+def test_to__says_where_the_masks_are():
+    batch = a_batch()
+    assert np.array_equal(batch.to("cpu").masked, np.flatnonzero(batch.masks.numpy()))
+
+
 def test_normalisation__is_the_formula_in_numpy():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
     mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

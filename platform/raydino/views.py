@@ -156,6 +156,9 @@ class Batch:
     """The step this batch belongs to (from 0)."""
     labels: "Tensor | None" = None
     """int64 [B], -1 where the image has none; None unless `Views.labels` asked for them."""
+    masked: "Tensor | None" = None
+    """int64 [M], where the True of `masks` lie among all V * B * P; found before a batch goes to a GPU (`to`), because asking a
+    GPU how many there are would wait for all it has to do."""
 
     @property
     def images(self) -> int:
@@ -163,11 +166,14 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: "torch.device") -> "Batch":
-        """The batch on another device."""
+        """The batch on another device, `masked` with it."""
+
+        def there(tensor: "Tensor | None") -> "Tensor | None":
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
         crops = {name: crop.to(device, non_blocking=True) for name, crop in self.crops.items()}
-        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, crops=crops, masks=masks, labels=labels)
+        masked = None if self.masks is None else self.masks.flatten().nonzero().squeeze(1)
+        return replace(self, crops=crops, masks=there(self.masks), labels=there(self.labels), masked=there(masked))
 
     def split(self, parts: int) -> "Iterator[Batch]":
         """Micro-batches of equal size, in slot order. Raises ValueError if B is not a multiple of `parts`."""

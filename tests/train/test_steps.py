@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydino import collectives
 from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SelfDistillationConfig, SupervisedConfig
@@ -183,3 +185,35 @@ def test_training_steps__reports_schedules_and_images():
     assert [r.metrics["optim/lr"] for r in reports[:3]] == [0.0, 1e-3, 1e-3]
     assert all(r.images == IMAGES and 0 <= r.waited <= r.seconds for r in reports)
     assert reports[0].metrics["teacher/temperature"] == pytest.approx(0.04)
+
+
+class Asked(TorchDispatchMode):
+    """The operations that would wait for a GPU, because the host has to know a value or how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            place is not None and place.dtype == torch.bool for place in args[1] if isinstance(args[1], (list, tuple))
+        )
+        if by_mask or name in {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"}:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", [DINOConfig(), DINOv2Config(centering="sinkhorn_knopp")], ids=["dino", "dinov2"])
+def test_training_steps__the_host_asks_the_device_for_nothing_but_the_guards_verdict(config: SelfDistillationConfig):
+    loop = make_loop(config)  # SGD, because AdamW keeps its counts on the host here, and in its kernel on a GPU
+    loop = replace(loop, optimizer=build_optimizer(loop.method.student, OptimConfig(optimizer="sgd")))
+    with Asked() as asked:
+        next(training_steps(loop, make_batches()))
+    # where the masks are, before the batch goes to the device; the verdict is read as a list, which is no operation
+    assert asked.names == ["nonzero"]
+    masked = make_batches().__next__().masks
+    assert masked is not None
+    with Asked() as asked:
+        _ = masked[masked], float(masked.sum())
+    assert asked.names == ["index", "_local_scalar_dense"]  # it sees what it has to see

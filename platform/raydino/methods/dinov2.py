@@ -10,7 +10,7 @@ Letters: V global views, L local views, B images, P patches, M masked patches in
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from raydino.methods.config import DINOv2Config
@@ -50,10 +50,13 @@ class DINOv2(SelfDistillation):
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Losses `dino_global`, `dino_local`, `ibot` and `koleo` of one micro-batch."""
-        masks = batch.masks.flatten(0, 1) if self.masked and batch.masks is not None else None
+        masks = None
+        if self.masked and batch.masks is not None:
+            masks = batch.masks.flatten(0, 1)
+            batch = batch if batch.masked is not None else batch.to(masks.device)
         teacher = self.teacher_says(batch, masks, step)
         student = self.student_says(batch, masks)
-        return self.losses(teacher, student, masks)
+        return self.losses(teacher, student, masks, batch.masked)
 
     @torch.no_grad()
     def teacher_says(self, batch: Batch, masks: Bool[Tensor, "VB P"] | None, step: int) -> Said:
@@ -64,7 +67,9 @@ class DINOv2(SelfDistillation):
         patches = None
         if masks is not None:
             ibot_head = self.teacher.ibot_head or self.teacher.head
-            patches = self.ibot_centering(ibot_head(tokens.patches[masks]), temperature=temperature)
+            patches = self.ibot_centering(
+                ibot_head(tokens.patches.flatten(0, 1)[batch.masked]), temperature=temperature
+            )
         shape = crops.shape[:2]
         return Said(cls.unflatten(0, shape), patches, tokens.cls.unflatten(0, shape))
 
@@ -78,13 +83,15 @@ class DINOv2(SelfDistillation):
         if masks is None:
             scores, patches = student.head(cls), None
         elif student.ibot_head is not None:
-            scores, patches = student.head(cls), student.ibot_head(tokens.patches[masks])
+            scores, patches = student.head(cls), student.ibot_head(tokens.patches.flatten(0, 1)[batch.masked])
         else:
-            hidden = tokens.patches[masks]
+            hidden = tokens.patches.flatten(0, 1)[batch.masked]
             scores, patches = student.head(torch.cat([cls, hidden])).split([len(cls), len(hidden)])
         return Said(scores.unflatten(0, (-1, batch.images)), patches, tokens.cls.unflatten(0, crops.shape[:2]))
 
-    def losses(self, teacher: Said, student: Said, masks: Bool[Tensor, "VB P"] | None) -> StepOutput:
+    def losses(
+        self, teacher: Said, student: Said, masks: Bool[Tensor, "VB P"] | None, masked: Int[Tensor, " M"] | None
+    ) -> StepOutput:
         """The weighted losses between what the teacher and the student said."""
         config = self.settings
         on_global, on_local = dino_loss(
@@ -93,7 +100,7 @@ class DINOv2(SelfDistillation):
         losses = {"dino_global": config.dino_weight * on_global, "dino_local": config.dino_weight * on_local}
         if masks is not None and student.patches is not None and teacher.patches is not None:
             hidden = masks.sum(dim=1, keepdim=True)  # masked patches per crop
-            weights = (1.0 / hidden.clamp(min=1)).expand_as(masks)[masks]
+            weights = (1.0 / hidden.clamp(min=1)).expand_as(masks).flatten()[masked]
             losses["ibot"] = config.ibot_weight * ibot_loss(
                 student_scores=student.patches,
                 teacher_probs=teacher.patches,
