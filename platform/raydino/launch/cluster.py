@@ -58,6 +58,15 @@ class ClusterConfig(Config):
     """Arithmetic of forward and backward; auto: bf16 where the device computes in it natively."""
     accumulate: Positive = 1
     """Micro-batches per step on each worker: less memory, same global batch."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several workers share: with ddp the images, each has the whole networks; with fsdp parameters, gradients and moments
+    too: memory for communication. Up to ViT-L on 80 GB nothing needs it."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each transformer block of the student and compute it again in the backward pass: a third more work
+    of the student, for most of the memory."""
+    gradient_reduction: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic in which gradients are averaged over workers; bf16 halves what they send, for networks of machines that are
+    slower than the step, and rounds every gradient to 8 bits."""
     storage: str = "runs"
     """Folder of all runs; with several nodes, a file system mounted on each of them."""
     tracking_uri: str | None = None

@@ -36,7 +36,7 @@ from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
-from raydino.train.parallel import native_bf16, replicate
+from raydino.train.parallel import distribute, native_bf16, recompute_blocks
 from raydino.train.steps import Loop, StepReport, training_steps
 from raydino.train.verify import CheckpointError
 from raydino.views import Batch
@@ -165,10 +165,14 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
     else:
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
-    method = recipe.method.build(recipe.backbone, steps=recipe.steps).to(device)
+    method = recipe.method.build(recipe.backbone, steps=recipe.steps)
+    if cluster.checkpoint_activations:
+        recompute_blocks(method.student.backbone)
+    precision = cluster.precision_on(native_bf16=native_bf16(device))
+    module = distribute(method, device, parallel=cluster.parallel, compute=precision, reduce=cluster.gradient_reduction)
     return Loop(
         method=method,
-        module=replicate(method, device),
+        module=module,
         optimizer=build_optimizer(method.student, recipe.optim),
         optim=recipe.optim,
         peak_lr=recipe.learning_rate,
@@ -176,7 +180,7 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         steps=recipe.steps,
         device=device,
         normalise=recipe.data.normalisation,
-        precision=cluster.precision_on(native_bf16=native_bf16(device)),
+        precision=precision,
         accumulate=cluster.accumulate_on(collectives.world_size(), recipe.global_batch),
         guard=Guard(recipe.guards),
     )
