@@ -6,8 +6,7 @@ embeddings and stochastic depth by subsets of the batch. `ConvNet` makes a ResNe
 Letters: B crops, H W pixels, P patches (row-major), R registers, D width.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import timm
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from raydino.config import ConfigError
 from raydino.nn.config import BackboneConfig
-from raydino.nn.depth import block_on_subsets
+from raydino.nn.depth import use_subsets
 from raydino.views import Size
 
 TRANSFORMERS, CONVNETS = ("vision_transformer", "deit"), ("resnet", "convnext")  # timm's files
@@ -69,8 +68,7 @@ class Backbone(nn.Module):
         return None
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The parts of which all but a few parameters and activations are, to be sharded or computed again one at a time: the
-        blocks of a transformer. They are entered by their call alone, so that hooks see it. Empty for a network without such."""
+        """A transformer's blocks, to be sharded or computed again one by one: entered by their call alone, which hooks see."""
         return ()
 
     def layer_of(self, name: str) -> int:
@@ -130,8 +128,7 @@ class Transformer(Backbone):
             nn.init.trunc_normal_(self.vit.cls_token, std=config.token_std)
         self.registers.requires_grad = config.registers > 0
         if config.stochastic_depth == "batch_subset" and drop_path > 0:
-            for block in self.vit.blocks:
-                block.forward = partial(_on_subsets, block, block.forward, rate=drop_path)
+            use_subsets(self.vit.blocks, rate=drop_path)
         self._resampling = config.position_resampling
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
@@ -283,11 +280,6 @@ def _timm_vit(config: BackboneConfig, *, image_size: Size, drop_path: float) -> 
             nn.init.trunc_normal_(mlp.fc1.weight, std=0.02)
             nn.init.zeros_(mlp.fc1.bias)
     return vit
-
-
-def _on_subsets(block: Any, whole: Callable[[Tensor], Tensor], tokens: Tensor, *, rate: float) -> Tensor:
-    """A block's forward: in training on subsets of the batch, else as timm has it (`whole`)."""
-    return block_on_subsets(block, tokens, rate=rate) if block.training else whole(tokens)
 
 
 def _own_width(name: str) -> int:

@@ -48,6 +48,16 @@ def _parts(network: Network) -> Iterator[nn.Module]:
         yield network.ibot_head
 
 
+def groups(network: Network) -> list[list[nn.Parameter]]:
+    """The parameters that are gathered together."""
+    seen: set[nn.Parameter] = set()
+    out = []
+    for part in _parts(network):
+        out.append([parameter for parameter in part.parameters() if parameter not in seen])
+        seen.update(out[-1])
+    return out
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether a module's parameters are shared out among the ranks."""
     return any(collectives.is_sharded(parameter) for parameter in module.parameters())
