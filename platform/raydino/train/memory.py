@@ -172,7 +172,7 @@ class _Ledger(TorchDispatchMode):
         if (key := _storage(tensor)) not in self._kinds:
             storage = tensor.untyped_storage()
             self._kinds[key] = (kind, storage.nbytes())
-            weakref.finalize(storage, self._gone, key)
+            weakref.finalize(storage, self._gone, key).atexit = False
             self._count(kind, storage.nbytes())
 
     def _is_gradient(self, parameter: Tensor) -> None:
