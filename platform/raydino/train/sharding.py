@@ -5,6 +5,7 @@ gradients are summed over ranks and cut up as soon as they are there. Student an
 the optimiser work on what a rank has, and a checkpoint, which holds whole tensors, can be taken up by any number of workers.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ def shard_method(
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # A backbone's tokens are views of one tensor; nothing changes them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
     policy = MixedPrecisionPolicy(
         param_dtype=None if compute == "fp32" else DTYPES[compute], reduce_dtype=DTYPES[reduce]

@@ -34,6 +34,9 @@ def run_facts(
     backbone, available = method.encoder(), room(cluster, machine)
     memory = worker_memory(recipe, cluster) if dry_run else None
     fitting = memory is None or fits(memory.total, available)
+    here = torch.cuda.is_available() or not cluster.use_gpu(
+        0
+    )  # not on a machine without the GPUs that the run asks for
     return Facts(
         images=inputs.plan.rows_per_epoch,
         classes=len(inputs.labelled.classes) if inputs.labelled else 0,
@@ -47,7 +50,7 @@ def run_facts(
         curated=bool(inputs.collection.manifest.stages),
         memory={} if memory is None else asdict(memory),
         memory_with={} if fitting else _memory_with(recipe, cluster, blocks=backbone.depth),
-        images_per_second=probe_speed(recipe, cluster) if dry_run and fitting else 0.0,
+        images_per_second=probe_speed(recipe, cluster) if dry_run and fitting and here else 0.0,
     )
 
 
