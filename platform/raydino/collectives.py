@@ -1,7 +1,10 @@
-"""The few collectives the methods need. In one process each is the identity, so no code asks whether it is distributed."""
+"""The few collectives the methods need. In one process each is the identity, so no code asks whether it is distributed.
+
+Parameters may be sharded over ranks (train/sharding.py); `shard`, `whole` and `norms` are all that others need to know of it.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -75,6 +78,27 @@ def gather_rows(value: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ranks hold a part of it each (torch's DTensor, asked this way because its import takes half a second)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def shard(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its rows of a sharded one, else all of it. The same memory, without gradient."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, without gradient: a sharded one gathered from all ranks, which call this together, else itself."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of each tensor, of sharded ones over all ranks, which call this together."""
+    each = torch.stack(torch._foreach_norm([shard(tensor) for tensor in tensors]))
+    return all_sum(each.square()).sqrt() if is_sharded(tensors[0]) else each
 
 
 def barrier() -> None:

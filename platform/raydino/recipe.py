@@ -59,6 +59,12 @@ class Recipe(Config):
         return self.method.views(self.backbone).override({"fast_crops": self.data.fast_crops})
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a global crop: cls, registers and patches."""
+        rows, columns = self.views.grid
+        return 1 + self.backbone.registers + rows * columns
+
+    @property
     def learning_rate(self) -> float:
         """Peak learning rate after scaling with the global batch."""
         scale = {"linear/256": self.global_batch / 256, "sqrt/1024": (self.global_batch / 1024) ** 0.5}

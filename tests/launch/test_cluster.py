@@ -141,3 +141,12 @@ def test_sizes__only_what_shares_the_lanes():
 def test_cluster_config__an_elastic_one_that_cannot_be(fields, word):
     with pytest.raises(ConfigError, match=word):
         ClusterConfig().override(fields)
+
+
+def test_attention_on__as_measured_unless_it_is_asked_for():
+    auto = ClusterConfig()
+    assert auto.attention_on(on_cpu=False, precision="bf16", tokens=10) == "fused"
+    assert auto.attention_on(on_cpu=True, precision="bf16", tokens=1000) == "matmul"
+    assert auto.attention_on(on_cpu=True, precision="fp32", tokens=37) == "matmul"
+    assert auto.attention_on(on_cpu=True, precision="fp32", tokens=197) == "fused"
+    assert ClusterConfig(attention="fused").attention_on(on_cpu=True, precision="bf16", tokens=37) == "fused"

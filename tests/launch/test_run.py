@@ -177,3 +177,23 @@ def test_run__dry_run_prints_the_plan_and_makes_nothing(recipe_here: Here, stora
     for matter in ("images", "epoch", "warm-up", "memory", "time"):
         assert matter in said
     assert not list(storage.glob("plan-*"))
+
+
+def test_run__sharded_over_two_workers_is_judged_drawn_and_taken_up_by_one(recipe: Start, storage: Path):
+    """Evaluations of all ranks, pictures of one, checkpoints of whole tensors; then another kind and number of workers."""
+    sharded = ("--cluster.workers", "2", "--cluster.parallel", "fsdp", "--cluster.checkpoint-activations", "True")
+    words = ("--name", "sharded", "--cadence.pictures", "True")
+    process = recipe(*words, *sharded)
+    run_dir = _wait_for_step(storage, "sharded", 4)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert {path.name.partition("-step")[0] for path in (run_dir / "pictures").iterdir()} >= {"crops", "patch_pca"}
+    saved = max(run_dir.glob("checkpoints/step-*/meta.json"))
+    assert json.loads(saved.read_text())["world"] == 2
+    _finish(recipe(*words, "--resume", "auto"))
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 12)
+    rows = read_metrics(run_dir / METRICS_FILE)
+    assert sorted(_losses(run_dir)) == list(range(1, 13))
+    assert sorted(step for step, row in rows.items() if "knn/top1" in row) == [0, 6, 12]

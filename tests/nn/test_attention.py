@@ -1,9 +1,9 @@
-"""Both ways of attention are the same function, and the choice between them is the one that was measured."""
+"""Both ways of attention are the same function."""
 
 import pytest
 import torch
 
-from raydino.nn.attention import FEW_TOKENS, fused_is_faster, use_attention
+from raydino.nn.attention import use_attention
 from raydino.nn.backbone import Transformer
 from raydino.nn.config import BackboneConfig
 
@@ -27,16 +27,3 @@ def test_use_attention__both_ways_agree_in_features_and_gradients(bf16: bool):
         torch.testing.assert_close(
             fused, products, rtol=0, atol=float((5e-2 if bf16 else 1e-5) * fused.detach().abs().max())
         )
-
-
-@pytest.mark.parametrize(
-    ("device", "bf16", "tokens", "fused"),
-    [
-        ("cuda", True, 10, True),
-        ("cpu", True, 1000, False),
-        ("cpu", False, FEW_TOKENS, False),
-        ("cpu", False, FEW_TOKENS + 1, True),
-    ],
-)
-def test_fused_is_faster__as_measured(device: str, bf16: bool, tokens: int, fused: bool):
-    assert fused_is_faster(torch.device(device), bf16=bf16, tokens=tokens) == fused

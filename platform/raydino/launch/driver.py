@@ -69,7 +69,7 @@ def run(command: Command) -> int:
             raise ConfigError(
                 f"{meant.run_dir} exists and is not finished; add --resume auto to go on with it, or give another --name."
             )
-    from raydino.launch.checks.facts import probe_speed, run_facts  # torch comes with them, so only now
+    from raydino.launch.checks.facts import run_facts  # torch comes with them, so only now
     from raydino.launch.inputs import open_against, open_inputs, resolve
 
     data_path = resolve(recipe, cluster.folder)
@@ -77,9 +77,8 @@ def run(command: Command) -> int:
     digest = inputs.collection.manifest.digest
     meant = replace(meant, changes=(*meant.changes, *data_change(meant.run_dir, digest, allow=command.allow_change)))
     open_against(recipe)  # whether they are there is better known before Ray starts
-    speed = probe_speed(recipe, cluster) if command.dry_run else 0.0
-    facts = run_facts(recipe, cluster, inputs, images_per_second=speed)
     machine = this_machine()
+    facts = run_facts(recipe, cluster, inputs, machine=machine, dry_run=command.dry_run)
     warnings = check(recipe, cluster, facts=facts, machine=machine)
     warnings += [f"changed on resume  {change}; {change.effect}" for change in meant.changes]
     say(plan_text(recipe, cluster, facts, warnings=warnings, run_dir=meant.run_dir))

@@ -6,8 +6,8 @@ embeddings and stochastic depth by subsets of the batch. `ConvNet` makes a ResNe
 Letters: B crops, H W pixels, P patches (row-major), R registers, D width.
 """
 
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import timm
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raydino.config import ConfigError
 from raydino.nn.config import BackboneConfig
-from raydino.nn.depth import block_on_subsets
+from raydino.nn.depth import use_subsets
 from raydino.views import Size
 
 TRANSFORMERS, CONVNETS = ("vision_transformer", "deit"), ("resnet", "convnext")  # timm's files
@@ -42,9 +42,8 @@ TIMM_TOKEN_STD = 1e-6
 OFFSET = 0.1  # added to the target grid before dividing, as published, so that rounding cannot lose a row (dino#8)
 
 
-@dataclass(frozen=True)
-class BackboneOutput:
-    """What a backbone says of crops."""
+class BackboneOutput(NamedTuple):
+    """What a backbone says of crops; a tuple, because sharding looks for tensors in those (train/sharding.py)."""
 
     cls: Float[Tensor, "B D"]
     """The normalised cls token, or a convolutional network's pooled features."""
@@ -67,6 +66,10 @@ class Backbone(nn.Module):
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B heads P"] | None:
         """Attention of the cls token to the patches in the last block (DINO, figure 1); None for a network without attention."""
         return None
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """A transformer's blocks, to be sharded or computed again one by one: entered by their call alone, which hooks see."""
+        return ()
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
@@ -124,17 +127,13 @@ class Transformer(Backbone):
         if config.token_std != TIMM_TOKEN_STD and self.vit.cls_token is not None:
             nn.init.trunc_normal_(self.vit.cls_token, std=config.token_std)
         self.registers.requires_grad = config.registers > 0
-        self._subset_rate = drop_path if config.stochastic_depth == "batch_subset" else 0.0
+        if config.stochastic_depth == "batch_subset" and drop_path > 0:
+            use_subsets(self.vit.blocks, rate=drop_path)
         self._resampling = config.position_resampling
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
         """Tokens of `images` after the final norm; where `masks` is True the patch is replaced by the mask token."""
-        tokens = self._embed(images, masks)
-        if self._subset_rate > 0 and self.training:
-            for block in self.vit.blocks:
-                tokens = block_on_subsets(block, tokens, rate=self._subset_rate)
-        else:
-            tokens = self.vit.blocks(tokens)
+        tokens = self.vit.blocks(self._embed(images, masks))
         tokens, first = self.vit.norm(tokens), 1 + self.registers.shape[1]
         return BackboneOutput(cls=tokens[:, 0], registers=tokens[:, 1:first], patches=tokens[:, first:])
 
@@ -193,6 +192,10 @@ class Transformer(Backbone):
         query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
         weights = (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1)
         return weights[:, :, 0, 1 + self.registers.shape[1] :]
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """timm's blocks."""
+        return list(self.vit.blocks)
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""

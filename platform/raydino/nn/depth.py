@@ -4,7 +4,8 @@ Ordinary stochastic depth computes a residual branch for every sample and throws
 only the samples that keep it, so memory and time fall by about `rate`. One rate holds for all blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,3 +28,14 @@ def block_on_subsets(block: Any, tokens: Float[Tensor, "B T D"], *, rate: float)
     """A timm block with each of its two residual branches on a subset of its own."""
     tokens = residual(tokens, lambda x: block.ls1(block.attn(block.norm1(x))), rate=rate)
     return residual(tokens, lambda x: block.ls2(block.mlp(block.norm2(x))), rate=rate)
+
+
+def use_subsets(blocks: Iterable[Any], *, rate: float) -> None:
+    """Make timm blocks compute on subsets whenever they train. Their `forward` changes and not how they are called, so what
+    hangs on their call, such as sharding, goes on to work."""
+    for block in blocks:
+        block.forward = partial(_forward, block, block.forward, rate=rate)
+
+
+def _forward(block: Any, whole: Callable[[Tensor], Tensor], tokens: Tensor, *, rate: float) -> Tensor:
+    return block_on_subsets(block, tokens, rate=rate) if block.training else whole(tokens)

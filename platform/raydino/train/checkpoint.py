@@ -24,6 +24,7 @@ from torch import Tensor
 
 from raydino import faults
 from raydino.train.durable import flush_folder, sha256, write_tensors, write_text
+from raydino.train.sharding import part_of
 from raydino.train.verify import COMMIT, MANIFEST, CheckpointError, damage, require_finite, some
 
 SCHEMA = 1
@@ -193,7 +194,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put `optimizer_tensors` back. Raises CheckpointError if they are of other parameters, or of another optimiser."""
+    """Put `optimizer_tensors` back, whole ones also where the parameters are sharded. Raises CheckpointError if they are of other
+    parameters, or of another optimiser."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     unlike = []
@@ -203,7 +205,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         if of is None or (value.ndim and value.shape != of.shape):
             unlike.append(f"{key} {tuple(value.shape)}, parameter {None if of is None else tuple(of.shape)}")
         else:
-            state.setdefault(int(number), {})[name] = value
+            state.setdefault(int(number), {})[name] = part_of(value, like=of) if value.ndim else value
     if unlike:
         raise CheckpointError(
             f"the optimiser's state is of other parameters: {some(unlike)}; use the recipe it was made with."

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raydino import collectives
 from raydino.tracking.run import COLLAPSED, FEATURE_STD, PROTOTYPES_USED, TEACHER_ENTROPY
 
 WINDOW = 20  # steps that have to agree, so that one odd batch is no alarm
@@ -64,8 +65,9 @@ class CollapseAlarm:
 
 @torch.no_grad()
 def teacher_distance(*, student: nn.Module, teacher: nn.Module) -> Float[Tensor, ""]:
-    """|student - teacher| / |teacher| over all parameters: how far the student has moved within the teacher's memory."""
+    """|student - teacher| / |teacher| over all parameters: how far the student has moved within the teacher's memory. All ranks
+    call it together."""
     new: list[Tensor] = list(student.parameters())
     old: list[Tensor] = list(teacher.parameters())
-    apart = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(torch._foreach_sub(new, old))))
-    return apart / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(old)))
+    apart = torch.linalg.vector_norm(collectives.norms(torch._foreach_sub(new, old)))
+    return apart / torch.linalg.vector_norm(collectives.norms(old))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raydino import collectives
 from raydino.config import ConfigError, in_steps
 from raydino.methods.method import Network
 from raydino.schedule import cosine
@@ -59,7 +60,7 @@ class LARS(torch.optim.Optimizer):
                 update = parameter.grad
                 if parameter.ndim > 1:
                     update = update.add(parameter, alpha=group["weight_decay"])
-                    weight, gradient = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
+                    weight, gradient = collectives.norms([parameter, update])
                     scale = group["trust"] * weight / gradient
                     update = update * torch.where((weight > 0) & (gradient > 0), scale, torch.ones_like(scale))
                 state = self.state[parameter]
@@ -104,19 +105,20 @@ def clip_gradients(
     """Bound gradient norms by `limit` (0: no bound) and return each sub-module's norm from before, by name.
 
     `per_tensor` rescales every gradient tensor on its own (DINO), `per_module` the gradients of each sub-module
-    together (DINOv2).
+    together (DINOv2). Of sharded gradients norms are those of the whole, the same on all ranks, which call this together.
     """
     norms = {}
     for name, module in student.named_children():
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if not gradients:
             continue
-        each = torch.stack(torch._foreach_norm(gradients))
+        each = collectives.norms(gradients)
         whole = norms[name] = torch.linalg.vector_norm(each)
         if limit > 0:
             norm = each if per == "per_tensor" else whole.expand_as(each)
             # 1e-6 as in the published code; it also keeps a zero gradient from dividing by zero
-            torch._foreach_mul_(gradients, list((limit / (norm + 1e-6)).clamp(max=1.0).unbind()))
+            mine = [collectives.shard(gradient) for gradient in gradients]
+            torch._foreach_mul_(mine, list((limit / (norm + 1e-6)).clamp(max=1.0).unbind()))
     return norms
 
 

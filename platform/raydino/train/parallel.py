@@ -1,18 +1,43 @@
 """How one model runs on several workers and in which precision. Everything here changes speed or place, not the recipe."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from raydino import collectives
 from raydino.config import ConfigError
+from raydino.methods.method import Method
+from raydino.nn.backbone import Backbone
+from raydino.train.sharding import shard_method
+
+Precision = Literal["bf16", "fp32"]
 
 
-def replicate(method: nn.Module, device: torch.device) -> nn.Module:
-    """The method as every rank trains it: itself on one worker, DistributedDataParallel on several.
+def distribute(
+    method: Method, device: torch.device, *, parallel: Literal["ddp", "fsdp"], compute: Precision, reduce: Precision
+) -> nn.Module:
+    """The method on `device` as every rank trains it: itself on one worker, else replicated (`replicate`) or sharded
+    (train/sharding.py).
+
+    `compute` is the precision of forward and backward, `reduce` that in which gradients are averaged.
+
+    Raises:
+        ConfigError: batch norm on several CPU workers, which torch cannot synchronise.
+    """
+    if parallel == "ddp" or not dist.is_initialized():
+        return replicate(method.to(device), device, reduce=reduce)
+    shard_method(_with_synchronised_norms(method, device), device, compute=compute, reduce=reduce)
+    return method.to(device)
+
+
+def replicate(method: nn.Module, device: torch.device, *, reduce: Precision = "fp32") -> nn.Module:
+    """The method itself on one worker, DistributedDataParallel on several.
 
     Buffers are not broadcast: centres are moved alike on all ranks by their own all-reduce, and batch norms (DINO's convolutional
     networks) compute their statistics over all ranks, in the teacher as in the student.
@@ -22,12 +47,37 @@ def replicate(method: nn.Module, device: torch.device) -> nn.Module:
     """
     if collectives.world_size() == 1:
         return method
-    if has_batch_norm(method):
-        if device.type == "cpu":
-            raise ConfigError("cluster.workers: batch norm is synchronised on GPUs only; use 1, or another network")
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    module = DistributedDataParallel(
+        _with_synchronised_norms(method, device), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    if reduce == "bf16":
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        module.register_comm_hook(None, bf16_compress_hook)
+    return module
+
+
+def _with_synchronised_norms(method: Any, device: torch.device) -> Any:
+    if collectives.world_size() == 1 or not has_batch_norm(method):
+        return method
+    if device.type == "cpu":
+        raise ConfigError("cluster.workers: batch norm is synchronised on GPUs only; use 1, or another network")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(method)
+
+
+def recompute_blocks(backbone: Backbone) -> None:
+    """Keep only the input of each block for the backward pass and compute the block again there, with the same random draws.
+
+    Before sharding: parameters are gathered around the block's call, so once for both of its computations.
+
+    Raises:
+        ConfigError: a convolutional network, which has no blocks and whose batch norms would count every batch twice.
+    """
+    if not backbone.blocks():
+        raise ConfigError("cluster.checkpoint_activations: a convolutional network has no such blocks; set it to false")
+    for block in backbone.blocks():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -36,11 +86,15 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """No gradient all-reduce for any micro-batch but the last."""
-    return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
+    """No averaging of gradients over ranks for any micro-batch but the last; until then they add up, whole, on each rank."""
+    if isinstance(module, DistributedDataParallel):
+        return nullcontext() if last else module.no_sync()
+    if (switch := getattr(module, "set_requires_gradient_sync", None)) is not None:  # sharded
+        switch(last)
+    return nullcontext()
 
 
-def autocast(device: torch.device, precision: Literal["bf16", "fp32"]) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """bfloat16 autocast, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydino import collectives
 from raydino.tracking.run import CHECKPOINT_FAILURES, CHECKPOINT_SECONDS, CHECKPOINT_STALL
 from raydino.train.checkpoint import Checkpoint, CheckpointError, prune, save
 
@@ -47,6 +48,8 @@ class Saver:
     ) -> dict[str, float]:
         """Copy the state after `step` finished steps and begin to save it; returns what `poll` would.
 
+        Of a sharded model one whole tensor after the other is gathered, in the order of the mappings: the other ranks call
+        `collectives.whole` for each at the same time.
         Waits for the save before. `before` is called by the thread first; if it raises OSError, nothing is saved.
 
         Raises:
@@ -118,8 +121,9 @@ class Saver:
         copies = {}
         for name, tensor in tensors.items():
             key = f"{prefix}/{name}"
+            tensor = collectives.whole(tensor)
             host = self._host.get(key)
             if host is None or (host.shape, host.dtype) != (tensor.shape, tensor.dtype):
                 host = self._host[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            copies[name] = host.copy_(tensor.detach(), non_blocking=True)
+            copies[name] = host.copy_(tensor, non_blocking=True)
         return copies

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 
 from raydino.data.plan import Plan
-from raydino.launch.checks.facts import store_bytes
+from raydino.launch.checks.facts import _memory_with, store_bytes, worker_memory
+from raydino.launch.cluster import ClusterConfig
+from raydino.methods.config import DINOv2Config
+from raydino.nn.config import BackboneConfig
+from raydino.recipe import Recipe
 from raydino.views import Crops, Views
 
 VIEWS = Views(
@@ -28,3 +32,40 @@ def test_store_bytes__holds_the_largest_windows_of_all_lanes_and_those_under_way
 def test_store_bytes__of_a_small_collection_is_not_more_than_its_epoch_needs():
     plan = Plan([64] * 4, seed=0, global_batch=16, lanes=4, window=10_000)
     assert store_bytes(plan, VIEWS, world=1) == 64 * IMAGE * (4 + 3)
+
+
+RECIPE = Recipe(
+    global_batch=32,
+    backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=8, width=64, depth=4, heads=4),
+    method=DINOv2Config().override(
+        {
+            "global_crops.size": 32,
+            "local_crops": {"size": 16, "count": 2},
+            "head": {"prototypes": 64, "hidden": 32, "bottleneck": 16},
+        }
+    ),
+)
+ON_CPU = ClusterConfig(gpu=False, workers=2)
+
+
+def test_worker_memory__more_micro_batches_and_workers_that_share_need_less():
+    """A micro-batch of half the images has half the activations; two that share hold half of what lasts."""
+    whole = worker_memory(RECIPE, ON_CPU)
+    halves = worker_memory(RECIPE, ON_CPU.override({"accumulate": 2}))
+    assert halves.activations == pytest.approx(whole.activations / 2, rel=0.05)
+    shared = worker_memory(RECIPE, ON_CPU.override({"parallel": "fsdp"}))
+    assert shared.moments == whole.moments // 2
+    assert shared.teacher == whole.teacher // 2
+
+
+def test_memory_with__names_the_settings_that_are_left():
+    ways = _memory_with(RECIPE, ON_CPU, blocks=4)
+    whole = worker_memory(RECIPE, ON_CPU).total
+    names = ["cluster.accumulate = 2", "cluster.checkpoint_activations = True", "cluster.parallel = fsdp"]
+    assert list(ways) == [*names, " ".join(names)]
+    assert all(size < whole for size in ways.values())
+    assert min(ways, key=lambda way: ways[way]) == " ".join(names)
+    done = ON_CPU.override(
+        {"checkpoint_activations": True, "parallel": "fsdp", "accumulate": 8}
+    )  # 2 images, KoLeo's least
+    assert _memory_with(RECIPE, done, blocks=4) == {}

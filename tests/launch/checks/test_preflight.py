@@ -57,6 +57,10 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
             ["cluster.workers = 2", "batch norm", "use 1 worker"],
         ),
         ({"recipe": {"optim.layer_decay": 0.9}, "facts": {"blocks": 0}}, ["optim.layer_decay = 0.9", "set it to 1"]),
+        (
+            {"cluster": {"checkpoint_activations": True}, "facts": {"blocks": 0}},
+            ["cluster.checkpoint_activations = true", "set it to false", "cluster.accumulate"],
+        ),
         ({"cluster": {"workers": 4}, "machine": {"gpus": 2}}, ["cluster.workers = 4", "this machine has 2"]),
         ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),
         ({"machine": {"temporary_used": 0.97}}, ["97% full", "RAY_TMPDIR"]),
@@ -162,3 +166,44 @@ def test_store_fault__of_a_joined_cluster_is_judged_by_its_own_store(tmp_path):
 def test_public_uri__drops_user_and_password():
     assert public_uri("postgresql://u:p@ss@host:1/db") == "postgresql://host:1/db"
     assert public_uri("sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
+
+
+GPUS = {"gpus": 2, "gpu_memory": 80 * 10**9}
+MEMORY = {"student": 40 * 10**9, "activations": 33 * 10**9}
+WAYS = {"cluster.accumulate = 2": 60 * 10**9, "cluster.parallel = fsdp": 50 * 10**9}
+
+
+def test_check__warns_of_a_worker_that_does_not_fit_and_says_what_would(tmp_path):
+    facts = {"memory": MEMORY, "memory_with": WAYS}
+    (warning,) = checked(tmp_path, cluster={"workers": 2}, facts=facts, machine=GPUS)
+    for words in (
+        "73 GB",
+        "has 80 GB",
+        "90%",
+        "60 GB with cluster.accumulate = 2",
+        "50 GB with cluster.parallel = fsdp",
+    ):
+        assert words in warning
+    assert checked(tmp_path, cluster={"workers": 2}, facts=facts, machine={**GPUS, "gpu_memory": 82 * 10**9}) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "memory", "fitting"), [(1, 57, True), (1, 58, False), (2, 28, True), (2, 29, False)]
+)
+def test_check__workers_on_a_cpu_share_its_memory(tmp_path, workers, memory, fitting):
+    warnings = checked(tmp_path, cluster={"workers": workers}, facts={"memory": {"student": memory * 10**9}})
+    assert (warnings == []) == fitting
+
+
+def test_check__memory_that_nobody_told_is_no_reason_to_warn(tmp_path):
+    unknown = {"gpus": 2, "gpu_memory": 0}
+    assert checked(tmp_path, cluster={"workers": 2}, facts={"memory": MEMORY}, machine=unknown) == []
+    elsewhere = {"address": "ray://10.0.0.1:10001", "tracking_uri": "http://mlflow:5000"}
+    assert checked(tmp_path, cluster=elsewhere, facts={"memory": MEMORY}) == []
+
+
+@pytest.mark.parametrize("setting", [{"parallel": "fsdp"}, {"gradient_reduction": "bf16"}])
+def test_check__says_what_does_nothing_on_one_worker(tmp_path, setting):
+    ((name, value),) = setting.items()
+    assert any(f"cluster.{name} = {value}" in warning for warning in checked(tmp_path, cluster=setting))
+    assert checked(tmp_path, cluster={**setting, "workers": 2}) == []

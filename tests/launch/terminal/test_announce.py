@@ -47,3 +47,10 @@ def test_plan_text__says_that_weights_shorten_the_epoch():
     text = plan_text(Recipe(), ClusterConfig(), replace(FACTS, share=0.25), warnings=[])
     assert "25.0% of those kept, by their weights" in text
     assert "weights" not in plan_text(Recipe(), ClusterConfig(), FACTS, warnings=[])
+
+
+def test_plan_text__memory_by_its_uses_the_most_first():
+    facts = replace(FACTS, memory={"student": 4_000_000, "activations": 50_000_000, "gathered": 0})
+    text = plan_text(Recipe(), ClusterConfig(), facts, warnings=[])
+    assert "about 54 MB per worker (activations 50 MB, student 4 MB); a checkpoint is 16 kB" in text
+    assert "per worker" not in plan_text(Recipe(), ClusterConfig(), FACTS, warnings=[])

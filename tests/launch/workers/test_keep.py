@@ -202,3 +202,43 @@ def _asks(folder: str):
 
 def test_wishes__all_ranks_ask_together_when_rank_0_says_so(gloo, tmp_path: Path):
     assert gloo(_asks(str(tmp_path)), 2) == [[(False, False), (False, True), (False, False), 1]] * 2
+
+
+def _kept_sharded(rank: int, folder: Path) -> tuple[int, dict[str, torch.Tensor], int]:
+    """Two ranks go on from what one process saved, and save what they made of it."""
+    job = a_job(folder)
+    job = replace(job, cluster=job.cluster.override({"parallel": "fsdp", "workers": 2}))
+    loop = a_loop(job)
+    keeper = Keeper(job, loop, None)
+    step = keeper.restore()
+    with torch.no_grad():
+        for parameter in loop.method.parameters():
+            collectives.shard(parameter).add_(1.0)
+    keeper.save(step + 1, wait=True)
+    keeper.finish()
+    mine = sum(collectives.shard(parameter).numel() for parameter in loop.method.parameters())
+    return step, {name: collectives.whole(value) for name, value in loop.method.state_dict().items()}, mine
+
+
+def test_keeper__a_sharded_model_takes_up_and_leaves_whole_tensors(tmp_path: Path, gloo):
+    job = a_job(tmp_path)
+    alone = a_loop(job)
+    for parameter in alone.method.student.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    alone.optimizer.step()
+    Keeper(job, alone, None).save(5, wait=True)
+    expected = {
+        name: value + 1.0 if name in dict(alone.method.named_parameters()) else value
+        for name, value in alone.method.state_dict().items()
+    }
+    (step, state, mine), (_, _, other) = gloo(lambda rank: _kept_sharded(rank, tmp_path), 2)
+    assert step == 5
+    assert mine + other == sum(parameter.numel() for parameter in alone.method.parameters())
+    again = a_loop(job)
+    assert Keeper(job, again, None).restore() == 6
+    for name, value in again.method.state_dict().items():
+        assert torch.equal(value, expected[name]) and torch.equal(value, state[name])
+    moments = cp.optimizer_tensors(alone.optimizer)
+    restored = cp.optimizer_tensors(again.optimizer)
+    assert restored.keys() == moments.keys() and len(moments) > 0
+    assert all(torch.equal(value, moments[name]) for name, value in restored.items())

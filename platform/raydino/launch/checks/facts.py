@@ -2,36 +2,41 @@
 
 import math
 import time
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan
 from raydino.data.stream import BLOCKS_AHEAD
+from raydino.launch.checks.machine import Machine
 from raydino.launch.checks.preflight import Facts
+from raydino.launch.checks.room import fits, room
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
-from raydino.launch.terminal.announce import tokens_per_image
 from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
-from raydino.train.parallel import has_batch_norm
+from raydino.train.memory import Memory, estimate
+from raydino.train.parallel import has_batch_norm, native_bf16
 from raydino.train.steps import train_step
 from raydino.views import Batch, Views
 
-# Bytes of activations that one token leaves in one block per dimension, attention scores not stored: 34 at 16 bits
-# (Korthikanti et al. 2022, section 4.1, which counts dropout masks that a ViT does not have), twice that at 32 bits.
-ACTIVATION_BYTES = {"bf16": 34, "fp32": 68}
 PROBE_STEPS = 2  # timed, after one that is not
 
 
-def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_per_second: float = 0.0) -> Facts:
-    """The facts that preflight checks and the plan prints."""
+def run_facts(
+    recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, machine: Machine, dry_run: bool = False
+) -> Facts:
+    """The facts that preflight checks and the plan prints; of a dry run memory too and, where that fits, speed: seconds each."""
     with torch.device("meta"):
         method = recipe.method.build(recipe.backbone, steps=recipe.steps)
-    precision = cluster.precision_on(native_bf16=cluster.use_gpu(torch.cuda.device_count()))
-    backbone = method.encoder()
-    micro = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
-    student, _ = tokens_per_image(recipe)
+    backbone, available = method.encoder(), room(cluster, machine)
+    memory = worker_memory(recipe, cluster) if dry_run else None
+    fitting = memory is None or fits(memory.total, available)
+    here = torch.cuda.is_available() or not cluster.use_gpu(
+        0
+    )  # not on a machine without the GPUs that the run asks for
     return Facts(
         images=inputs.plan.rows_per_epoch,
         classes=len(inputs.labelled.classes) if inputs.labelled else 0,
@@ -43,8 +48,9 @@ def run_facts(recipe: Recipe, cluster: ClusterConfig, inputs: Inputs, *, images_
         blocks=backbone.depth,
         batch_norm=has_batch_norm(method),
         curated=bool(inputs.collection.manifest.stages),
-        activation_bytes=micro * student * backbone.depth * backbone.width * ACTIVATION_BYTES[precision],
-        images_per_second=images_per_second,
+        memory={} if memory is None else asdict(memory),
+        memory_with={} if fitting else _memory_with(recipe, cluster, blocks=backbone.depth),
+        images_per_second=probe_speed(recipe, cluster) if dry_run and fitting and here else 0.0,
     )
 
 
@@ -56,6 +62,60 @@ def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
     image = sum(math.prod(shape) for shape in views.shapes().values())
     rows = min(plan.window + int(plan.row_groups.max()) - 1, plan.steps_per_epoch * plan.per_lane)
     return image * rows * (plan.lanes + world * (BLOCKS_AHEAD + 1))
+
+
+def worker_memory(recipe: Recipe, cluster: ClusterConfig) -> Memory:
+    """The memory that one worker of the run needs, also of a run that this machine could not hold."""
+    on_gpu, views = cluster.use_gpu(torch.cuda.device_count()), recipe.views
+    precision = cluster.precision_on(native_bf16=on_gpu or native_bf16(torch.device("cpu")))
+    attention = cluster.attention_on(on_cpu=not on_gpu, precision=precision, tokens=recipe.tokens)
+    settings = {"precision": precision, "attention": attention, "parallel": "ddp"}
+    with torch.device("meta"):
+        loop = build_loop(recipe, cluster.override(settings), torch.device("meta"))
+    parts = cluster.accumulate_on(cluster.workers, recipe.global_batch)
+    images = recipe.global_batch // (cluster.workers * parts)
+    masks = _masks(recipe, images)
+    return estimate(
+        replace(loop, accumulate=parts),
+        views.shapes(images),
+        masks=None if masks is None else tuple(masks.shape),
+        masked=0 if masks is None else int(masks.sum()),
+        labels=views.labels,
+        workers=cluster.workers,
+        parallel=cluster.parallel,
+        device="cuda" if on_gpu else "cpu",
+    )
+
+
+def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict[str, int]:
+    """What would need less memory without changing the result, and how many bytes."""
+    ways: list[dict[str, Any]] = []
+    images = recipe.global_batch // (cluster.workers * cluster.accumulate)
+    if images % 2 == 0 and images // 2 >= recipe.method.minimum_images:
+        ways.append({"accumulate": 2 * cluster.accumulate})
+    if not cluster.checkpoint_activations and blocks:
+        ways.append({"checkpoint_activations": True})
+    if cluster.parallel == "ddp" and cluster.workers > 1:
+        ways.append({"parallel": "fsdp"})
+    together = {name: value for way in ways for name, value in way.items()}
+    ways += [together] if len(ways) > 1 else []
+    return {
+        " ".join(f"cluster.{name} = {value}" for name, value in way.items()): worker_memory(
+            recipe, cluster.override(way)
+        ).total
+        for way in ways
+    }
+
+
+def _masks(recipe: Recipe, images: int, *, step: int = 0) -> torch.Tensor | None:
+    """Masks of the first `images` images of a step, [V, B, P]."""
+    views = recipe.views
+    if views.masks is None:
+        return None
+    count = views.crops["global"].count
+    return torch.from_numpy(
+        block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=step, lane=0, images=images, views=count)
+    )
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
@@ -84,11 +144,11 @@ def random_batch(recipe: Recipe, images: int, *, step: int = 0) -> Batch:
         name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         for name, shape in views.shapes(images).items()
     }
-    masks = None
-    if views.masks is not None:
-        count = views.crops["global"].count
-        masks = torch.from_numpy(
-            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=step, lane=0, images=images, views=count)
-        )
     labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
-    return Batch(crops, masks, tuple(n.to_bytes(4, "big") for n in range(images)), step=step, labels=labels)
+    return Batch(
+        crops,
+        _masks(recipe, images, step=step),
+        tuple(n.to_bytes(4, "big") for n in range(images)),
+        step=step,
+        labels=labels,
+    )

@@ -25,6 +25,8 @@ class Machine:
     python: tuple[int, int]
     ray: str
     """Version of Ray, "" if it is not installed."""
+    gpu_memory: int = 0
+    """Bytes of memory of its smallest GPU; 0 without, or where the driver does not tell."""
     temporary_used: float = 0.0
     """Share that is used of the disk on which Ray keeps its session and spills."""
 
@@ -53,6 +55,7 @@ def this_machine() -> Machine:
     return Machine(
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         gpus=_gpus(),
+        gpu_memory=_gpu_memory(),
         memory=_memory(),
         shared_memory=shared,
         python=(sys.version_info.major, sys.version_info.minor),
@@ -76,6 +79,17 @@ def _memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # another system, or "max"
             return min(whole, int(Path(limit).read_text()))
     return whole
+
+
+def _gpu_memory() -> int:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=0)
+    except Exception:  # as for their number
+        return 0
 
 
 def _gpus() -> int:

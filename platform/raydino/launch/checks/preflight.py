@@ -7,11 +7,13 @@ be tested without a machine that breaks it. An impossible run raises ConfigError
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
 from raydino.launch.checks.machine import Machine
+from raydino.launch.checks.room import memory_faults, memory_warnings
 from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
 from raydino.launch.terminal.shown import in_bytes, public_uri
 from raydino.methods import rules
@@ -19,7 +21,6 @@ from raydino.methods.config import SelfDistillationConfig
 from raydino.recipe import Recipe
 
 RAY_TESTED = "2.60."
-STATE_BYTES_PER_PARAMETER = 20  # float32: student, teacher, its gradient and AdamW's two moments
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
 PROTOTYPES_MOST = 0.5  # of the images
 MEMORY_MOST = 0.25  # of the run that the teacher remembers
@@ -52,8 +53,10 @@ class Facts:
     """Whether the images lie in a folder written by curation."""
     store_bytes: int = 0
     """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""
-    activation_bytes: int = 0
-    """Estimated activations of one micro-batch on one worker; 0 if unknown."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Estimated bytes of one worker at the worst moment of a step, by what they are for; empty if unknown."""
+    memory_with: Mapping[str, int] = field(default_factory=dict)
+    """The sum with other settings, by setting, where it does not fit."""
     images_per_second: float = 0.0
     """Measured in a probe over all workers; 0 if there was none."""
 
@@ -62,17 +65,13 @@ class Facts:
         """Estimated size of a checkpoint."""
         return self.parameters * CHECKPOINT_BYTES_PER_PARAMETER
 
-    @property
-    def worker_bytes(self) -> int:
-        """Estimated memory of one worker's networks, optimiser and activations."""
-        return self.parameters * STATE_BYTES_PER_PARAMETER + self.activation_bytes
-
 
 def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Machine) -> list[str]:
     """Refuse what cannot work. Raises ConfigError with one line per fault (field, value, remedy); returns warnings."""
     faults = [
         *_share_faults(recipe, cluster, facts),
         *_network_faults(recipe, cluster, facts, machine),
+        *memory_faults(cluster, network=recipe.backbone.name, blocks=facts.blocks),
         *(_machine_faults(cluster, machine, facts) if cluster.is_local else []),
         *machine.version_faults(),
         *_storage_faults(recipe, cluster, facts),
@@ -253,6 +252,7 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"{READ_MOST}; {remedy}."
         )
     out += [*_size_warnings(recipe, facts), *_claim_warnings(recipe, facts)]
+    out += memory_warnings(cluster, machine, facts.memory, facts.memory_with)
     if in_steps(recipe.optim.warmup, recipe.steps) == 0 and recipe.steps * recipe.global_batch >= facts.images:
         out.append(
             "optim.warmup = 0: vision transformers usually diverge without a warm-up; 0.1 is the published share."

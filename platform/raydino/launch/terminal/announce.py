@@ -1,5 +1,6 @@
 """What a run will do, printed before it is done."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from raydino.config import in_steps
@@ -50,7 +51,7 @@ def plan_text(
         ("network", f"{recipe.backbone.name}, {facts.parameters / 1e6:.3g} M parameters with heads"),
         (
             "memory",
-            f"about {in_bytes(facts.worker_bytes)} per worker; a checkpoint is {in_bytes(facts.checkpoint_bytes)}",
+            f"{_shares(facts.memory)}a checkpoint is {in_bytes(facts.checkpoint_bytes)}",
         ),
         ("place", f"Ray {cluster.address}, decode_in {cluster.decode_in}, precision {cluster.precision}"),
         ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
@@ -63,6 +64,15 @@ def plan_text(
             ("time", f"{_duration(seconds)} at the probed {facts.images_per_second:,.3g} images/s, evaluations apart")
         )
     return "\n".join([*(f"{name:<9}{text}" for name, text in rows), *(f"warning  {text}" for text in warnings)])
+
+
+def _shares(memory: Mapping[str, int]) -> str:
+    """The memory of a worker and what it is for, the most first."""
+    if not memory:
+        return ""
+    parts = sorted(((size, name) for name, size in memory.items() if size), reverse=True)
+    total = sum(memory.values())
+    return f"about {in_bytes(total)} per worker ({', '.join(f'{name} {in_bytes(size)}' for size, name in parts)}); "
 
 
 def _duration(seconds: float) -> str:

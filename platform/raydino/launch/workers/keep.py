@@ -15,6 +15,7 @@ from raydino.launch.engine.owners import Owners
 from raydino.launch.job import Job
 from raydino.train import checkpoint as checkpoints
 from raydino.train.saving import Saver
+from raydino.train.sharding import is_sharded, load_whole
 from raydino.train.steps import Loop
 from raydino.train.verify import damage, require_same
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """The checkpoints of one run on one rank; on ranks other than 0 saving does nothing."""
+    """The checkpoints of one run on one rank; ranks other than 0 save nothing, but hand over their part of a sharded model."""
 
     def __init__(self, job: Job, loop: Loop, claim: Owners | None) -> None:
         self._job, self._loop, self._claim = job, loop, claim
@@ -54,7 +55,8 @@ class Keeper:
             raise OSError(
                 f"{path} is sound on rank 0 and not on rank {rank} ({fault}); is the storage the same on all nodes?"
             )
-        saved = checkpoints.load(path, device=loop.device)
+        # whole tensors, of which a sharded model takes its part: on the device there may be no room for them
+        saved = checkpoints.load(path, device="cpu" if is_sharded(loop.method) else loop.device)
         for name, now in self._identity().items():
             known = (now, *self._job.data_before) if name == "data" else (now,)
             if saved.meta.get(name) not in known:
@@ -63,25 +65,31 @@ class Keeper:
                     "restore the data it was made with, or start a run under another name."
                 )
         require_same(str(path), loop.method.state_dict(), saved.model)
-        loop.method.load_state_dict(saved.model)
+        load_whole(loop.method, saved.model)
         checkpoints.load_optimizer(loop.optimizer, saved.optimizer)
         loop.guard.losses.extend(saved.meta.get("losses", ()))
         return saved.step
 
     def save(self, done: int, *, wait: bool = False) -> dict[str, float]:
         """Begin to save the state after `done` steps, and `wait` until it is there; returns metrics of saves that ended.
+        All ranks call it together, because each holds a part of a sharded model.
 
         Raises:
             CheckpointError: too many saves in a row have failed.
         """
-        if self._saver is None:
-            return {}
         loop, guard = self._loop, self._loop.guard
+        if self._saver is None and not is_sharded(loop.method):
+            return {}
+        model, optimizer = loop.method.state_dict(), checkpoints.optimizer_tensors(loop.optimizer)
+        if self._saver is None:
+            for tensor in (*model.values(), *optimizer.values()):
+                collectives.whole(tensor)  # for rank 0
+            return {}
         finished = done == self._job.recipe.steps and guard.error is None
         told = self._saver.save(
             done if finished else done - guard.in_a_row,
-            model=loop.method.state_dict(),
-            optimizer=checkpoints.optimizer_tensors(loop.optimizer),
+            model=model,
+            optimizer=optimizer,
             meta={
                 **self._identity(),
                 "losses": list(guard.losses),

@@ -18,6 +18,7 @@ from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
 from raydino.evals.spectrum import spectrum
 from raydino.launch.inputs import Inputs
 from raydino.launch.job import Job
+from raydino.nn.backbone import Backbone
 from raydino.tracking.meters import Meter, Rate
 from raydino.tracking.mlflow_run import MLflowRun
 from raydino.tracking.opening import Opening
@@ -39,6 +40,7 @@ from raydino.tracking.run import (
 from raydino.tracking.spool import Spool
 from raydino.train.guard import Skip
 from raydino.train.health import COLLAPSE_ADVICE, CollapseAlarm, teacher_distance
+from raydino.train.sharding import whole_encoder
 from raydino.train.steps import Loop, StepReport
 from raydino.views import Batch
 
@@ -160,7 +162,10 @@ class Judge:
 
     def evaluate(self, done: int) -> None:
         """Judge the teacher after `done` steps and record it. All ranks call it together."""
-        encoder, inputs = self._loop.method.encoder(), self._inputs
+        recipe, inputs = self._job.recipe, self._inputs
+        encoder = whole_encoder(
+            self._loop.method.encoder(), lambda: recipe.method.build(recipe.backbone, steps=recipe.steps).encoder()
+        )
         metrics: dict[str, float] = {}
         if inputs.labelled is not None:
             for name, evaluation in self._evaluations.items():
@@ -168,7 +173,7 @@ class Judge:
                 metrics |= {evaluation_metric(name, key): value for key, value in found.items()}
             if done == 0 and collectives.world_size() == 1:
                 metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled, device=self._loop.device)["top1"]
-        features, _ = extract(encoder, inputs.probe, self._job.recipe.data.normalisation, device=self._loop.device)
+        features, _ = extract(encoder, inputs.probe, recipe.data.normalisation, device=self._loop.device)
         found = spectrum(features)
         metrics |= {RANKME: found["rankme"], EVAL_FEATURE_STD: found["feature_std"], UNIFORMITY: found["uniformity"]}
         method = self._loop.method
@@ -176,7 +181,7 @@ class Judge:
         self._record.log(metrics, done)
         _report(metrics, done)
         if self._job.recipe.cadence.pictures and self._record.run is not None:
-            self._draw(self._record.run, done)
+            self._draw(encoder, self._record.run, done)
 
     def picture_of(self, batch: Batch) -> None:
         """The crop sheet: what the method sees of the first images."""
@@ -184,8 +189,8 @@ class Judge:
             sheet = crop_sheet(batch.crops, batch.masks, self._job.recipe.backbone.patch_size)
             self._record.run.picture("crops", sheet, 0)
 
-    def _draw(self, run: Run, done: int) -> None:
-        encoder, normalise, images = self._loop.method.encoder(), self._job.recipe.data.normalisation, self._shown()
+    def _draw(self, encoder: Backbone, run: Run, done: int) -> None:
+        normalise, images = self._job.recipe.data.normalisation, self._shown()
         if len(images):
             run.picture("patch_pca", patch_pca(encoder, images, normalise), done)
             if attention := attention_maps(encoder, images, normalise):

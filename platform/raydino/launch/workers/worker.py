@@ -6,7 +6,6 @@ restart after a crash and a `--resume auto` are the same thing.
 """
 
 import logging
-import math
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -33,12 +32,12 @@ from raydino.launch.workers.record import Judge, Record
 from raydino.launch.workers.watchdog import FOLDER as STACKS
 from raydino.launch.workers.watchdog import Watchdog
 from raydino.launch.workers.wishes import Wishes
-from raydino.nn.attention import fused_is_faster, use_attention
+from raydino.nn.attention import use_attention
 from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
-from raydino.train.parallel import native_bf16, replicate
+from raydino.train.parallel import distribute, native_bf16, recompute_blocks
 from raydino.train.steps import Loop, StepReport, training_steps
 from raydino.train.verify import CheckpointError
 from raydino.views import Batch
@@ -167,14 +166,16 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
     else:
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
-    method = recipe.method.build(recipe.backbone, steps=recipe.steps).to(device)
+    method = recipe.method.build(recipe.backbone, steps=recipe.steps)
+    if cluster.checkpoint_activations:
+        recompute_blocks(method.student.backbone)
     precision = cluster.precision_on(native_bf16=native_bf16(device))
-    tokens = math.prod(recipe.views.grid) + 1 + recipe.backbone.registers  # of a global crop
-    fused = fused_is_faster(device, bf16=precision == "bf16", tokens=tokens)
-    use_attention(method, fused=fused if cluster.attention == "auto" else cluster.attention == "fused")
+    attention = cluster.attention_on(on_cpu=device.type == "cpu", precision=precision, tokens=recipe.tokens)
+    use_attention(method, fused=attention == "fused")
+    module = distribute(method, device, parallel=cluster.parallel, compute=precision, reduce=cluster.gradient_reduction)
     return Loop(
         method=method,
-        module=replicate(method, device),
+        module=module,
         optimizer=build_optimizer(method.student, recipe.optim),
         optim=recipe.optim,
         peak_lr=recipe.learning_rate,

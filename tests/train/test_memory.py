@@ -1,0 +1,163 @@
+"""The estimate against the allocations that torch's profiler counts in the real step, on one worker and on several."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from raydino import collectives
+from raydino.data.masks import block_masks
+from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SelfDistillationConfig, SupervisedConfig
+from raydino.nn.config import BackboneConfig, HeadConfig
+from raydino.schedule import constant
+from raydino.train.config import OptimConfig
+from raydino.train.memory import Memory, estimate
+from raydino.train.optim import build_optimizer
+from raydino.train.parallel import distribute, recompute_blocks
+from raydino.train.steps import Loop, train_step
+from raydino.views import Batch, Normalisation
+
+WEIGHTS = {"width": 512, "images": 2}  # weights outweigh activations, so the optimiser's step is the worst moment
+CASES: dict[str, tuple[MethodConfig, dict[str, object]]] = {
+    "dinov2": (DINOv2Config(ibot_head=HeadConfig(prototypes=512, hidden=64, bottleneck=32)), {}),
+    "dinov2_shared_head": (DINOv2Config(centering="sinkhorn_knopp"), {}),
+    "dino": (DINOConfig(), {}),
+    "supervised": (SupervisedConfig(classes=10), {}),
+    "subsets": (DINOv2Config(), {"drop_path": 0.4}),
+    "recomputed": (DINOv2Config(), {"recompute": True}),
+    "recomputed_subsets": (DINOConfig(), {"recompute": True, "drop_path": 0.4}),
+    "accumulated": (DINOv2Config(), {"accumulate": 2}),
+    "weights": (DINOConfig(), WEIGHTS),
+    "weights_sgd": (DINOConfig(), {**WEIGHTS, "optimizer": "sgd"}),
+    "weights_lars": (DINOConfig(), {**WEIGHTS, "optimizer": "lars"}),
+    "many_prototypes": (DINOv2Config(), {"prototypes": 8192}),
+}
+
+
+def loop_of(config: MethodConfig, device: str, parallel: str = "ddp", **settings) -> Loop:
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224",
+        patch_size=8,
+        width=settings.get("width", 64),
+        depth=4,
+        heads=4,
+        drop_path=settings.get("drop_path", 0.0),
+        stochastic_depth="batch_subset",
+    )
+    small = {"global_crops.size": 64, "local_crops": {"size": 32, "count": 4}}
+    if isinstance(config, SelfDistillationConfig):
+        small["head"] = {"prototypes": settings.get("prototypes", 512), "hidden": 64, "bottleneck": 32}
+    with torch.device(device):
+        method = config.override(small).build(backbone, steps=10)
+        if settings.get("recompute"):
+            recompute_blocks(method.student.backbone)
+        place = torch.device(device)
+        module = distribute(method, place, parallel=parallel, compute="fp32", reduce="fp32")
+        optim = OptimConfig(optimizer=settings.get("optimizer", "adamw"), weight_decay=constant(0.04))
+        return Loop(
+            method=method,
+            module=module,
+            optimizer=build_optimizer(method.student, optim),
+            optim=optim,
+            peak_lr=1e-3,
+            seed=0,
+            steps=10,
+            device=place,
+            normalise=Normalisation(),
+            accumulate=settings.get("accumulate", 1),
+        )
+
+
+def batch_of(config: MethodConfig, step: int, images: int = 16) -> Batch:
+    crops = {
+        "global": torch.randint(0, 256, (2, images, 3, 64, 64), dtype=torch.uint8),
+        "local": torch.randint(0, 256, (4, images, 3, 32, 32), dtype=torch.uint8),
+    }
+    views = config.override({"global_crops.size": 64}).views(BackboneConfig(patch_size=8))
+    masks = None
+    if views.masks is not None:
+        masks = torch.from_numpy(
+            block_masks(views.masks, grid=(8, 8), seed=0, step=step, lane=0, images=images, views=2)
+        )
+    return Batch(crops, masks, (b"",) * images, step, torch.zeros(images, dtype=torch.int64))
+
+
+def measured(config: MethodConfig, parallel: str = "ddp", **settings) -> int:
+    """Bytes of torch's allocator at the worst moment of the second step; all since before the networks were made."""
+    images = settings.pop("images", 16)
+    first, second = batch_of(config, 0, images), batch_of(config, 1, images)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loop = loop_of(config, "cpu", parallel, **settings)
+        train_step(loop, first)
+        with record_function("judged"):
+            train_step(loop, second)
+    events = seen.profiler.kineto_results.events()
+    begin = next(event.start_ns() for event in events if event.name() == "judged")
+    now = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now) if event.start_ns() >= begin else most
+    return most
+
+
+def estimated(config: MethodConfig, parallel: str = "ddp", workers: int = 1, **settings) -> Memory:
+    images, parts = settings.pop("images", 16), settings.get("accumulate", 1)
+    batch = batch_of(config, 1, images)
+    return estimate(
+        loop_of(config, "meta", **settings),
+        {name: (len(crop), images // parts, *crop.shape[2:]) for name, crop in batch.crops.items()},
+        masks=None if batch.masks is None else (2, images // parts, 64),
+        masked=0 if batch.masks is None else max(int(part.masks.sum()) for part in batch.split(parts)),
+        labels=isinstance(config, SupervisedConfig),
+        workers=workers,
+        parallel=parallel,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_estimate__is_within_a_tenth_of_what_one_worker_allocates(case: str):
+    config, settings = CASES[case]
+    assert estimated(config, **settings).total == pytest.approx(measured(config, **settings), rel=0.1)
+
+
+SHARED = ["dinov2", "recomputed", "accumulated", "weights", "many_prototypes"]
+
+
+def _several(rank: int) -> dict[tuple[str, str], int]:
+    assert collectives.world_size() == 2
+    return {
+        (case, parallel): measured(CASES[case][0], parallel, **CASES[case][1])
+        for case in SHARED
+        for parallel in ("ddp", "fsdp")
+    }
+
+
+def test_estimate__is_within_a_tenth_of_what_each_of_two_workers_allocates(gloo):
+    ranks = gloo(_several, 2)
+    for case, parallel in ranks[0]:
+        config, settings = CASES[case]
+        expected = estimated(config, parallel, 2, **settings).total
+        most = max(rank[case, parallel] for rank in ranks)
+        assert expected == pytest.approx(most, rel=0.1), (case, parallel)
+
+
+def test_estimate__says_what_memory_is_for():
+    """Float32 numbers counted by hand: 4 bytes each, moments twice."""
+    config = CASES["dino"][0]
+    found = estimated(config)
+    method = loop_of(config, "meta").method
+    trained = sum(p.numel() for p in method.student.parameters() if p.requires_grad)
+    assert found.gradients == 4 * trained
+    assert found.moments == 8 * trained
+    assert found.teacher == 4 * sum(p.numel() for p in method.teacher.parameters())
+    half = estimated(config, "fsdp", 2)
+    assert (half.moments, half.gradients) == (4 * trained, 2 * trained)
+    assert half.gathered > 0
+
+
+def test_estimate__leaves_the_cross_entropy_as_it_was():
+    from raydino.nn import cross_entropy
+
+    before = cross_entropy.CACHED
+    estimated(CASES["dino"][0])
+    assert before == cross_entropy.CACHED
