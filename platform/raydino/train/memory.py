@@ -153,20 +153,15 @@ class _Ledger(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(self._is_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
-            args = (args[0], [rows for index in args[1] for rows in self._rows(index)], *args[2:])
-        out = func(*args, **(kwargs or {}))
+        if func is aten.nonzero.default:  # how many are masked is the one size that shapes do not tell
+            out = torch.empty(self._masked, args[0].ndim, dtype=torch.int64)
+        else:
+            out = func(*args, **(kwargs or {}))
         is_cast = func is aten._to_copy.default and self._kinds.get(_storage(args[0]), ("", 0))[0] == "weight"
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor, "cast" if is_cast else "other")
         return out
-
-    def _rows(self, index: Tensor | None) -> list[Tensor | None]:
-        """An index by a mask as one by numbers: how many a mask has is the one size that shapes do not tell."""
-        if index is None or index.dtype != torch.bool:
-            return [index]
-        return [torch.empty(self._masked, dtype=torch.int64) for _ in range(index.ndim)]
 
     def _note(self, tensor: Tensor, kind: str) -> None:
         if (key := _storage(tensor)) not in self._kinds:
