@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from presets import DINOV2
 
 from raydino.config import read_yaml_file
 from raydino.launch.job import PROFILE_NEEDS
-from raydino.recipe import Recipe
 from raydino.tracking.spool import METRICS_FILE, read_metrics
 from raydino.train.profiling.parts import GAPS, STUDENT
 from raydino.train.profiling.trace import breakdown, read_trace
@@ -28,7 +28,7 @@ def test_profile__leaves_trace_and_summary_and_the_losses_as_they_are(
     status, said = recipe_here("--name", "profiled", "--steps", str(STEPS), "--profile")
     assert status == 0, said
     (run_dir,) = storage.glob("profiled-*")
-    recipe = Recipe().override(read_yaml_file(tiny)).override({"steps": STEPS, "data.path": str(small_images)})
+    recipe = DINOV2["laptop"].override(read_yaml_file(tiny)).override({"steps": STEPS, "data.path": str(small_images)})
     assert run_dir.name == f"profiled-{recipe.id.rpartition('-')[2]}"  # another run it is not
     rows = read_metrics(run_dir / METRICS_FILE)
     undisturbed = [float(report.metrics["loss/total"]) for report in train_here(recipe, small_images)]
