@@ -1,7 +1,8 @@
 """raydino's training on the same setting: Ray Data, the threads that cut, the loop; all of a run but Ray Train's frame."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import torch
 
@@ -50,7 +51,7 @@ def loop_of(recipe: Recipe) -> Loop:
     return build_loop(recipe, CLUSTER, CPU)
 
 
-def train(setting: Setting, data: str, *, fast: bool) -> Iterator[float]:
+def train(setting: Setting, data: str, *, fast: bool) -> Generator[float, None, None]:
     """The loss of one step after the other."""
     recipe = recipe_of(setting, data, fast=fast)
     with start_ray(CLUSTER):
@@ -70,5 +71,6 @@ def train(setting: Setting, data: str, *, fast: bool) -> Iterator[float]:
             threads=CLUSTER.decode_threads(cores=len(os.sched_getaffinity(0)), workers_here=1, use_gpu=False),
             prefetch=CLUSTER.prefetch,
         )
-        for report in training_steps(loop, stream):
-            yield float(report.metrics["loss/total"])
+        with closing(stream):  # before Ray goes
+            for report in training_steps(loop, stream):
+                yield float(report.metrics["loss/total"])

@@ -4,7 +4,6 @@ Written from a description of the official code, its structure kept where it cos
 clipping and moving average tensor by tensor, the loss read by the host at every step.
 """
 
-import copy
 import io
 import math
 import sys
@@ -141,7 +140,8 @@ class Training:
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
         self.student = MultiCrop(setting)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(requires_grad=False)
+        self.teacher = MultiCrop(setting).requires_grad_(requires_grad=False)
+        self.teacher.load_state_dict(self.student.state_dict())
         self.loss = PairLoss(setting)
         decayed = [p for p in self.student.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.student.parameters() if p.requires_grad and p.ndim == 1]
