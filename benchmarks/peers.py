@@ -40,7 +40,6 @@ DATA = Path(os.environ.get("RAYDINO_DATA") or ROOT.parent / "shared" / "data") /
 SIDE = ROOT / "benchmarks" / "alternatives" / "side.py"
 GOAL = 3.0  # raydino over a peer, end to end
 PEERS = ("plain torch", "lightly")
-SIDES = ("raydino", "raydino, fast crops", *PEERS)
 
 
 def write_photographs(folder: Path) -> int:
@@ -94,14 +93,13 @@ class Process:
 
 def end_to_end(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Images per second of every side's blocks, taking turns."""
-    sides = {side: Process(side, name, folder, arguments) for side in SIDES}
+    names = ("raydino", *(["raydino, fast crops"] if SETTINGS[name].fast else []), *PEERS)
+    sides = {side: Process(side, name, folder, arguments) for side in names}
     rates: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(arguments.rounds + 1):
+    for _ in range(arguments.rounds):
         for side, process in sides.items():
-            rate = process.block()
-            if number:  # the first round warms
-                rates[side].append(rate)
-                print(f"{name}: {side:20s} {rate:6.2f} images/s", flush=True)
+            rates[side].append(process.block())
+            print(f"{name}: {side:20s} {rates[side][-1]:6.2f} images/s", flush=True)
     for process in sides.values():
         process.end()
     return rates

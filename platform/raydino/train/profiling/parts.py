@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raydino.methods.method import Method, Network
+from raydino.methods.method import Method
 
 STEP = "step"
 WAITING = "waiting for data"
@@ -45,7 +45,6 @@ def marked(method: Method, module: nn.Module) -> Iterator[None]:
     """
     places: list[tuple[nn.Module, str]] = [(module, LOSSES)]
     for network, backbone in ((method.student, STUDENT), (method.teacher, TEACHER)):
-        assert isinstance(network, Network)
         heads = (network.head, network.ibot_head)
         places += [(network.backbone, backbone), *((head, HEADS) for head in heads if head is not None)]
     handles = [handle for place, name in places for handle in _mark(place, name)]
