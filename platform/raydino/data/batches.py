@@ -45,6 +45,9 @@ from raydino.data.stream import ray_windows
 from raydino.shards.reader import Collection
 from raydino.views import Batch, Views
 
+CROP_THREADS = "raydino-crops"
+"""What the names of the threads that cut crops begin with."""
+
 
 class StreamError(RuntimeError):
     """The windows did not arrive as the plan orders them."""
@@ -224,7 +227,7 @@ def _cutting(
 ) -> Generator[_Cutting, None, None]:
     """Hands every slot to a thread as soon as its window is there."""
     views = cropper.views
-    with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix="raydino-crops") as pool:
+    with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix=CROP_THREADS) as pool:
         for step, places in span.places(tables):
             crops = {name: np.empty(shape, dtype=np.uint8) for name, shape in views.shapes(len(places)).items()}
             out = [{name: array[:, column] for name, array in crops.items()} for column in range(len(places))]

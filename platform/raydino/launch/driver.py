@@ -6,6 +6,7 @@ Heavy imports happen after the command line is parsed, so `--help` and typing er
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,15 +57,24 @@ def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> 
 
 def run(command: Command) -> int:
     """Carry out a command; returns the exit status. Raises ConfigError for what cannot be run."""
+    from raydino.launch.job import PROFILE_NEEDS
     from raydino.launch.summary import finished
 
     recipe, cluster = command.recipe, command.cluster
+    if command.dry_run and command.profile:
+        raise ConfigError("--dry-run trains no step that --profile could look at; leave one of them out.")
     meant = run_meant(recipe, cluster.folder, resume=command.resume == "auto", allow=command.allow_change)
     if not command.dry_run:
         if not meant.changes and (done := finished(meant.run_dir)):
+            if command.profile:
+                raise ConfigError(
+                    f"--profile: {meant.run_dir.name} is finished and has no step left; give another --name."
+                )
             say(f"{meant.run_dir.name} is finished: {_headline(done)}\n{meant.run_dir}")
             return 0
         refuse_if_held(meant.run_dir)  # again when the lock is taken; now, because imports and the plan take seconds
+        if command.profile and (left := recipe.steps - steps_done(meant.run_dir)) < PROFILE_NEEDS:
+            raise ConfigError(f"--profile takes {PROFILE_NEEDS} steps, and the run has {left} to go; raise --steps.")
         if command.resume == "no" and (meant.run_dir / RUN_FILE).exists():
             raise ConfigError(
                 f"{meant.run_dir} exists and is not finished; add --resume auto to go on with it, or give another --name."
@@ -92,7 +102,7 @@ def run(command: Command) -> int:
 
 def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -> "Job":
     """Fill the run's folder and make its MLflow run."""
-    from raydino.launch.job import Job
+    from raydino.launch.job import PROFILE, Job
     from raydino.launch.workers.failure import ERRORS, FAILURE
     from raydino.launch.workers.wishes import SAVE, STOP
     from raydino.tracking.mlflow_run import create_run
@@ -103,6 +113,8 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     for leftover in (STOP, SAVE, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
         for path in run_dir.glob(leftover):
             path.unlink()
+    if command.profile:
+        shutil.rmtree(run_dir / PROFILE, ignore_errors=True)  # of an earlier attempt
     manifest, known = inputs.collection.manifest, read_run(run_dir)
     past = history(known, meant.changes, step=steps_done(run_dir))
     record = {"run_id": run_dir.name, "data_digest": manifest.digest, "history": past}
@@ -129,7 +141,11 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": mlflow_run_id}, indent=1))
     replaced = tuple(entry["data_digest"] for entry in past if DATA in entry["changes"])
     tracking_uri = cluster.tracker()
-    return Job(recipe, cluster, run_dir, data_path, manifest.digest, tracking_uri, mlflow_run_id, data_before=replaced)
+    return Job(
+        *(recipe, cluster, run_dir, data_path, manifest.digest, tracking_uri, mlflow_run_id),
+        data_before=replaced,
+        profile=command.profile,
+    )
 
 
 def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
@@ -161,10 +177,20 @@ def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
             sys.stderr.flush()
     if error is not None:
         return 1
+    _say_profile(job)
     page = run_page(job.tracking_uri, job.mlflow_run_id) if job.mlflow_run_id else None
     first = "make ui, then " if job.tracking_uri.startswith("sqlite:") else ""
     say(f"{_headline(summary)}\n{job.run_dir}" + (f"\n{first}{page}" if page else ""))
     return stop.status if summary["status"] != "finished" else 0
+
+
+def _say_profile(job: "Job") -> None:
+    """Where the profile lies, and what it found first."""
+    from raydino.launch.job import PROFILE
+
+    summary = job.run_dir / PROFILE / "summary.json"
+    if job.profile and summary.exists():
+        say(f"profile  {json.loads(summary.read_text())['bottleneck']}\n{summary.with_suffix('.md')}")
 
 
 class _Stop:

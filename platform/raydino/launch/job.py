@@ -6,6 +6,12 @@ from pathlib import Path
 from raydino.launch.cluster import ClusterConfig
 from raydino.recipe import Recipe
 
+PROFILE = "profile"
+"""Folder in the run's: what `--profile` leaves."""
+SETTLING_STEPS, PROFILED_STEPS = 3, 5
+PROFILE_NEEDS = SETTLING_STEPS + 2 * PROFILED_STEPS + 1
+"""Steps of a profile: those let go by, those only timed, the profiler's own warm-up, those profiled."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -24,3 +30,5 @@ class Job:
     """Digests of images that the run was trained on before, where `--allow-change data` replaced them."""
     store_bytes: int = 0
     """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""
+    profile: bool = False
+    """Whether rank 0 profiles some steps."""

@@ -29,6 +29,7 @@ from raydino.train.config import OptimConfig
 from raydino.train.guard import Guard, Skip, running_statistics
 from raydino.train.optim import clip_gradients, drop_last_layer_gradients, learning_rate, set_schedules
 from raydino.train.parallel import autocast, without_sync
+from raydino.train.profiling.parts import INPUT, OPTIMISER, WAITING, span
 from raydino.train.stopwatch import Stopwatch
 from raydino.views import Batch
 
@@ -100,7 +101,8 @@ def training_steps(loop: Loop, batches: Iterable[Batch]) -> Iterator[StepReport]
     source, finished = iter(batches), time.perf_counter()
     while True:
         asked = time.perf_counter()
-        batch = next(source, None)
+        with span(WAITING):
+            batch = next(source, None)
         if batch is None:
             return
         waited = time.perf_counter() - asked
@@ -125,7 +127,8 @@ def train_step(loop: Loop, batch: Batch) -> Outcome:
     before = [buffer.clone() for buffer in statistics]
     losses, diagnostics = _backward(loop, batch, watch)
     frozen, rule = method.last_layer_frozen(step), method.settings.last_layer_rule
-    norms = clip_gradients(method.student, loop.optim.clip, per=method.settings.clip)
+    with span(OPTIMISER):  # and its own steps, which torch marks itself
+        norms = clip_gradients(method.student, loop.optim.clip, per=method.settings.clip)
     if frozen and rule == "no_gradient":  # after clipping, as published
         drop_last_layer_gradients(method.student)
     grad_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
@@ -137,7 +140,8 @@ def train_step(loop: Loop, batch: Batch) -> Outcome:
         still = frozen and rule == "no_rate"
         set_schedules(loop.optimizer, lr=lr, weight_decay=weight_decay, last_layer_still=still)
         loop.optimizer.step()
-        method.after_step(step)
+        with span(OPTIMISER):
+            method.after_step(step)
     else:
         method.forget_step()
         for buffer, value in zip(statistics, before, strict=True):
@@ -163,8 +167,9 @@ def _backward(loop: Loop, batch: Batch, watch: Stopwatch) -> tuple[dict[str, Ten
     for number, part in enumerate(batch.split(loop.accumulate), start=1):
         with without_sync(loop.module, last=number == loop.accumulate):
             with watch:
-                part = part.to(loop.device)
-                part = replace(part, crops={name: loop.normalise(crop) for name, crop in part.crops.items()})
+                with span(INPUT):
+                    part = part.to(loop.device)
+                    part = replace(part, crops={name: loop.normalise(crop) for name, crop in part.crops.items()})
                 if spoilt("input"):
                     part = replace(part, crops={name: crop * math.nan for name, crop in part.crops.items()})
                 with autocast(loop.device, loop.precision):

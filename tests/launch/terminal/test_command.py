@@ -111,7 +111,8 @@ def test_parse__keeps_the_method_of_the_recipe():
 
 def test_parse__resume_and_dry_run():
     command = read("--resume", "auto", "--dry-run")
-    assert (command.resume, command.dry_run) == ("auto", True)
+    assert (command.resume, command.dry_run, command.profile) == ("auto", True, False)
+    assert read("--profile").profile and read("--profile").recipe == PRESETS["laptop"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 SHORT = {"data.path": "--data", "method.head.prototypes": "--method.prototypes"}
 """Short spellings of the flags that are typed most."""
+SWITCHES = frozenset({"dry_run", "profile"})
+"""Flags that take no value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Command:
     """Whether to go on from the newest checkpoint of the same run, if there is one."""
     dry_run: bool
     """Whether to print the plan and stop."""
+    profile: bool = False
+    """Whether to profile some steps and leave a trace and a summary in the run's folder."""
     allow_change: tuple[str, ...] = ()
     """Fields of the recipe, dotted, that may differ from those of the run that is resumed; a name permits all below it."""
 
@@ -93,6 +97,7 @@ def parse(
             cluster=cluster.override(_changes(groups["cluster"], given, "cluster.")),
             resume=given["resume"],
             dry_run=given["dry_run"],
+            profile=given["profile"],
             allow_change=_allowed(given["allow_change"], resume=given["resume"]),
         )
     except ConfigError as error:
@@ -168,6 +173,7 @@ def _sources(presets: Mapping[str, Recipe]) -> list[Leaf]:
             "FIELD[,FIELD]: with --resume auto, go on although these fields, or the images (`data`), have changed.",
         ),
         Leaf("dry_run", bool, value=False, help="Print the plan and stop."),
+        Leaf("profile", bool, value=False, help="Profile some steps: where their time goes, and what to change first."),
     ]
 
 
@@ -178,7 +184,7 @@ def _ask(flags: Sequence[Leaf], words: Sequence[str], *, program: str, partial: 
         full = leaf.path.replace("_", "-")
         aliases = [leaf.flag] if leaf.path in SHORT else None
         argument = tyro.conf.arg(name=full, aliases=aliases, help=leaf.help)
-        markers = (tyro.conf.FlagCreatePairsOff,) if leaf.path == "dry_run" else (tyro.conf.FlagConversionOff,)
+        markers = (tyro.conf.FlagCreatePairsOff,) if leaf.path in SWITCHES else (tyro.conf.FlagConversionOff,)
         default = dataclasses.field(default=leaf.value)
         fields.append((f"flag_{index}", Annotated[(leaf.type, argument, *markers)], default))
     table = dataclasses.make_dataclass("Flags", fields, frozen=True)
@@ -231,7 +237,7 @@ def _help(program: str, description: str, presets: Mapping[str, Recipe], groups:
 
 def _help_line(leaf: Leaf) -> str:
     both = f"{leaf.flag}, --{leaf.path}" if leaf.path in SHORT else leaf.flag
-    if leaf.path == "dry_run":
+    if leaf.path in SWITCHES:
         return f"  {both}  {leaf.help}"
     value = " ".join(str(v) for v in leaf.value) if isinstance(leaf.value, tuple) else leaf.value
     default = "" if value is None else f" = {value}"

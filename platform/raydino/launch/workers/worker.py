@@ -28,6 +28,7 @@ from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.job import Job
 from raydino.launch.workers import audit, failure
 from raydino.launch.workers.keep import Keeper
+from raydino.launch.workers.profiling import profiled
 from raydino.launch.workers.record import Judge, Record
 from raydino.launch.workers.watchdog import FOLDER as STACKS
 from raydino.launch.workers.watchdog import Watchdog
@@ -92,9 +93,11 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
             with record.rate.paused(), watchdog.patience(first=True):
                 judge.evaluate(0)
         witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
-        reports = training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start)))
+        reports = witness.steps(training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start))))
+        if job.profile and rank == 0:
+            reports = profiled(job, loop, reports, record, cores=max(1, _cores() // _workers_here()))
         try:
-            _follow(job, witness.steps(reports), progress, record, judge, keeper, watchdog)
+            _follow(job, reports, progress, record, judge, keeper, watchdog)
         except Exception as error:  # what is good is kept: the state from before skipped steps, or a save in hand
             with watchdog.patience(), suppress(CheckpointError):
                 if isinstance(error, UnhealthyError):
