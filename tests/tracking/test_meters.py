@@ -69,3 +69,13 @@ def test_rate__pauses_do_not_count_even_when_they_fail() -> None:
         raise RuntimeError
     clock.now += 1
     assert rate.take()[IMAGES_PER_S] == pytest.approx(10.0)
+
+
+def test_rate__waiting_apart_from_a_step_counts_as_its_share() -> None:
+    clock = Clock()
+    rate = Rate(clock=clock)
+    with rate.waiting():
+        clock.now += 3.0
+    clock.now += 1.0
+    rate.step(images=8, waited=0.0)
+    assert rate.take() == pytest.approx({IMAGES_PER_S: 2.0, DATA_WAIT: 0.75, STEP_SECONDS: 4.0})

@@ -74,6 +74,15 @@ class Rate:
         finally:
             self._window_start += self._clock() - start
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time spent inside as waiting for data, for what no step tells of: the first batch."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
+
     def take(self) -> dict[str, float]:
         """Images/s, data-wait share and seconds per step since the last `take`; empty if no step was counted."""
         if not self._steps:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import ray.train
 import torch
@@ -49,6 +50,13 @@ QUARANTINE = "quarantine.jsonl"
 """File in the run's folder: the images that could not be decoded."""
 SKIPPED = "skipped.jsonl"
 """File in the run's folder: the steps that changed nothing, and the images they were of."""
+
+
+def quarantine(run_dir: Path, rank: int, bad: BadImage) -> None:
+    """Add a line to the run's quarantine table; a resumed run may name an image again."""
+    line = {**asdict(bad), "id": bad.id.hex(), "rank": rank}
+    with (run_dir / QUARANTINE).open("a") as table:
+        table.write(json.dumps(line) + "\n")
 
 
 class Record:
@@ -134,12 +142,6 @@ class Record:
         """Write metrics of `step` finished steps."""
         if self.run is not None:
             self.run.log(metrics, step)
-
-    def quarantine(self, bad: BadImage) -> None:
-        """Add a line to this rank's quarantine table; a resumed run may name an image again."""
-        line = {**asdict(bad), "id": bad.id.hex(), "rank": self._rank}
-        with (self._job.run_dir / QUARANTINE).open("a") as table:
-            table.write(json.dumps(line) + "\n")
 
     def close(self, status: Status) -> None:
         """End the record."""
