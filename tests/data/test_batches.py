@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from raydino.data import stream
 from raydino.data.batches import StreamError, batches
 from raydino.data.crops import Cropper
 from raydino.data.decode import decode
-from raydino.data.fetch import Fetch, Request, TooManyBadImages, local_windows
+from raydino.data.fetch import Fetch, Request, TooManyBadImages, cut_slot, local_windows
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, PlanError
 from raydino.data.stream import ray_windows
@@ -277,6 +278,28 @@ def test_batches__begin_before_they_are_asked_for_and_go_no_further_than_for_a_s
     assert len(made._ready._items) == 2  # cut and ready
     made.close()
     assert threading.active_count() == before and next(made, None) is None
+
+
+def test_batches__waiting_for_windows_is_told_from_waiting_for_crops(monkeypatch):
+    """A slow storage and slow threads in turn; the consumer asks at once."""
+
+    def slow_read(fetch, requests):
+        for request in requests:
+            time.sleep(0.05)
+            yield fetch(request)
+
+    def slow_cut(*arguments, **options):
+        time.sleep(0.02)
+        return cut_slot(*arguments, **options)
+
+    shares = []
+    for read, cut in ((slow_read, cut_slot), (local_windows, slow_cut)):
+        monkeypatch.setattr(module, "cut_slot", cut)
+        began = time.perf_counter()
+        with closing(run(Shelf(GROUPS), steps=6, read=read, threads=1)) as made:
+            assert len(list(made)) == 6
+            shares.append(made.starved / (time.perf_counter() - began))
+    assert shares[0] > 2 * shares[1]
 
 
 def test_batches__dropped_without_a_word_they_end_too():

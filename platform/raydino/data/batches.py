@@ -7,10 +7,11 @@ moves decoding and cropping into tasks of their own, on every free CPU. Pixels a
 keyed and a bad image's substitute depends on bytes and order alone.
 
 The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order (-> claims) -> places
--> threads -> Batch. It begins at once, so that what is built or judged before the training hides the seconds that Ray needs for
-its first window. Every arrow is bounded, and closing the returned stream ends all of it.
+-> threads -> Batch. It begins at once: Ray needs seconds for its first window, and the model is built meanwhile. Every arrow is
+bounded, and closing the returned stream ends all of it.
 """
 
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -28,19 +29,7 @@ from raydino.config import ConfigError
 from raydino.data.ahead import Ahead
 from raydino.data.claims import Admitted, Claim, admit
 from raydino.data.crops import Cropper, Pixels
-from raydino.data.fetch import (
-    Bad,
-    BadImage,
-    Cut,
-    CutWindow,
-    Fetch,
-    Met,
-    Read,
-    Request,
-    Verdicts,
-    cut_slot,
-    requests,
-)
+from raydino.data.fetch import Bad, BadImage, Cut, CutWindow, Fetch, Met, Read, Request, Verdicts, cut_slot, requests
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, Rows, Window
 from raydino.data.stream import ray_windows
@@ -268,18 +257,23 @@ class Batches(Iterator[Batch]):
 
     def __init__(self, cutting: Generator[_Cutting, None, None], verdicts: Verdicts, *, prefetch: int) -> None:
         self._ready, self._verdicts = Ahead(cutting, depth=prefetch), verdicts
+        self.starved = 0.0
+        """Seconds that the consumer has waited for windows; the rest of its waiting was for crops being cut."""
         self._end = weakref.finalize(self, self._ready.close)
         self._end.atexit = False  # a daemon's threads end with the process, and Ray may be gone by then
 
     def __next__(self) -> Batch:
+        asked = time.perf_counter()
         try:
-            return self._made(next(self._ready))
+            cut = next(self._ready)  # it is there as soon as its windows are, its images still being cut
+            self.starved += time.perf_counter() - asked
+            return self._made(cut)
         except BaseException:  # the end of the steps among them
             self.close()
             raise
 
     def close(self) -> None:
-        """End reading and cutting."""
+        """End it all."""
         self._end()
 
     def _made(self, cut: _Cutting) -> Batch:

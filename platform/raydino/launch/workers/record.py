@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,9 +63,9 @@ class Record:
     """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images and skipped steps to tables of each rank's
     own."""
 
-    def __init__(self, job: Job, rank: int, device: torch.device) -> None:
+    def __init__(self, job: Job, rank: int, device: torch.device, starved: Callable[[], float] = lambda: 0.0) -> None:
         self._job, self._rank, self._device = job, rank, device
-        self._meter, self.rate = Meter(), Rate()
+        self._meter, self.rate = Meter(), Rate(starved=starved)
         recipe = job.recipe
         views = recipe.method.global_crops.count * job.cluster.micro_batch(recipe.global_batch)
         self._alarm = CollapseAlarm(warmup=in_steps(recipe.optim.warmup, recipe.steps), views=views)

@@ -95,7 +95,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
 
 def _train_on(stream: Batches, job: Job, inputs: Inputs, loop: Loop, progress: _Progress, keeper: Keeper) -> None:
     recipe, rank, start = job.recipe, collectives.rank(), progress.done
-    record = Record(job, rank, loop.device)
+    record = Record(job, rank, loop.device, lambda: stream.starved)
     judge = Judge(job, inputs, loop, record)
     with Watchdog(job.run_dir / STACKS, rank=rank, timeout=job.cluster.hang_timeout) as watchdog:
         if start == 0:
