@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from raydino.data import stream
 from raydino.data.batches import StreamError, batches
 from raydino.data.crops import Cropper
 from raydino.data.decode import decode
-from raydino.data.fetch import Fetch, Request, TooManyBadImages, local_windows
+from raydino.data.fetch import Fetch, Request, TooManyBadImages, cut_slot, local_windows
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, PlanError
 from raydino.data.stream import ray_windows
@@ -252,6 +253,84 @@ def test_batches__a_slow_consumer_does_not_make_it_read_on():
         time.sleep(0.2)
     made.close()
     assert settled < 20
+
+
+def settled(reads):
+    """What has been read once no more is being read."""
+    before = -1
+    while before != len(reads):
+        before = len(reads)
+        time.sleep(0.2)
+    return before
+
+
+def test_batches__begin_before_they_are_asked_for_and_go_no_further_than_for_a_slow_consumer():
+    reads = []
+
+    def read(fetch, requests):
+        for request in requests:
+            reads.append(request.window)
+            yield fetch(request)
+
+    before = threading.active_count()
+    made = run(Shelf(GROUPS), steps=1000, read=read, prefetch=2)
+    assert 0 < settled(reads) < 20
+    assert len(made._ready._items) == 2  # cut and ready
+    made.close()
+    assert threading.active_count() == before and next(made, None) is None
+
+
+def test_batches__waiting_for_windows_is_told_from_waiting_for_crops(monkeypatch):
+    """A slow storage and slow threads in turn; the consumer asks at once."""
+
+    def slow_read(fetch, requests):
+        for request in requests:
+            time.sleep(0.05)
+            yield fetch(request)
+
+    def slow_cut(*arguments, **options):
+        time.sleep(0.02)
+        return cut_slot(*arguments, **options)
+
+    shares = []
+    for read, cut in ((slow_read, cut_slot), (local_windows, slow_cut)):
+        monkeypatch.setattr(module, "cut_slot", cut)
+        began = time.perf_counter()
+        with closing(run(Shelf(GROUPS), steps=6, read=read, threads=1)) as made:
+            assert len(list(made)) == 6
+            shares.append(made.starved / (time.perf_counter() - began))
+    assert shares[0] > 2 * shares[1]
+
+
+def test_batches__dropped_without_a_word_they_end_too():
+    before = threading.active_count()
+    made = run(Shelf(GROUPS), steps=1000)
+    next(made)
+    del made
+    assert threading.active_count() == before
+
+
+def test_batches__what_is_wrong_with_a_batch_is_told_where_it_is_asked_for():
+    """Not where it was made in advance: neither an error of the storage nor a bad image."""
+    shelf, told, reads = Shelf(GROUPS, broken=(3, 20)), [], []
+    plan = plan_of(shelf)
+
+    def read(fetch, requests):
+        for request in requests:
+            reads.append(request.window)
+            if request.window == 6:
+                raise OSError("the bucket is gone")
+            yield fetch(request)
+
+    made = run(shelf, plan=plan, steps=40, read=read, prefetch=9, bad=told)
+    settled(reads)
+    assert 6 in reads and told == []
+    windows = list(plan.windows(rank=0, world=1, start_step=0, steps=40))
+    for step in range(windows[6].begin // plan.per_lane):
+        assert next(made).step == step
+        assert all(image.step <= step for image in told)
+    with pytest.raises(OSError, match="the bucket is gone"):
+        next(made)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from PIL import Image
 from raydino.config import ConfigError
 from raydino.evals import evaluation
 from raydino.evals.evaluation import ImageSet, centre_crop, holdout_rows, labelled_sets
+from raydino.shards.manifest import Manifest, ShardFile
 from raydino.shards.reader import open_collection
+from raydino.shards.schema import Folder, ShardError
 
 
 def png(seed: int, *, size: tuple[int, int] = (40, 32)) -> bytes:
@@ -175,3 +177,18 @@ def test_labelled_sets__memory_is_that_of_the_chosen_images(tmp_path: Path, monk
     monkeypatch.setattr(evaluation, "decode", lambda data: pytest.fail("decoded again"))
     [(pixels, _)] = labelled.bank.chunks(np.arange(6), batch=6)
     assert len(pixels) == 6
+
+
+def test_labelled_sets__a_curated_folder_without_labels_is_known_for_it_without_opening_a_shard(tmp_path: Path) -> None:
+    """100,000 of them would be opened one by one at every start, by the driver and by every worker."""
+    names = [f"data/train-{number:05d}-of-00003.parquet" for number in range(3)]
+    (tmp_path / "data").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    one = {"split": "train", "rows": 8, "row_groups": (8,), "bytes": 0, "digest": "0" * 64}
+    manifest = Manifest(files=tuple(ShardFile(path=name, **one) for name in names))
+    manifest.save(Folder(tmp_path))
+    assert sets(tmp_path) is None
+    manifest.override({"labelled": True}).save(Folder(tmp_path))
+    with pytest.raises(ShardError):
+        sets(tmp_path)

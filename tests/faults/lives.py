@@ -100,7 +100,7 @@ def train(job: Job) -> None:
     inputs = open_inputs(recipe, job.data_path)
     loop = build_loop(recipe, job.cluster, torch.device("cpu"))
     keeper = Keeper(job, loop, None)
-    start = keeper.restore()
+    start = keeper.restore(choose(job, loop.device))
     stream = batches(
         inputs.collection,
         inputs.plan,

@@ -1,5 +1,6 @@
 """The built-in images are there as a whole or not at all."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,3 +89,22 @@ def test_open_inputs__training_follows_weights_and_the_bank_does_not(tmp_path: P
     assert (np.unique(ninth) < 32).sum() == 32 and (np.unique(ninth) >= 32).sum() == 8
     assert sorted(after.labelled.bank.rows) == sorted(before.labelled.bank.rows)
     assert after.collection.manifest.digest != before.collection.manifest.digest
+
+
+def test_probe__takes_no_memory_for_the_rows_it_does_not_draw(tmp_path: Path):
+    rows = 3_000_000
+
+    class Many:
+        row_groups = (rows,)
+
+    recipe = Recipe()
+    tracemalloc.start()
+    probe = inputs._probe(recipe, Many(), None)  # type: ignore[arg-type]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < rows  # a permutation takes 8 bytes a row
+    assert len(np.unique(probe.rows)) == inputs.PROBE_IMAGES and probe.rows.min() >= 0 and probe.rows.max() < rows
+    assert abs(probe.rows.mean() / rows - 0.5) < 0.05  # from all over
+    assert (inputs._probe(recipe, Many(), None).rows == probe.rows).all()  # type: ignore[arg-type]
+    Many.row_groups = (10,)
+    assert inputs._probe(recipe, Many(), None).rows.tolist() == list(range(10))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raydino.shards.keep import KeepMask, mask_path, read_mask, write_mask
+from raydino.shards.keep import KeepMask, mask_path, read_kept, read_mask, write_mask
 from raydino.shards.manifest import build
 from raydino.shards.reader import Collection, open_collection
 from raydino.shards.schema import Folder, ShardError
@@ -99,3 +99,19 @@ def test_weights__stand_at_the_rows_of_their_split(tmp_path: Path):
 
 def test_weights__none_without_weights(tmp_path: Path):
     assert curated(tmp_path, mask())[1].weights() is None
+
+
+def test_read_kept__is_the_mask_without_its_reasons_and_as_wary(tmp_path: Path):
+    for weight in (None, WEIGHT):
+        folder, whole = curated(tmp_path / str(weight is None), mask(weight))
+        (kept,) = read_kept(folder, whole.manifest).values()
+        whole_mask = mask(weight)
+        assert (kept.keep == whole_mask.keep).all()
+        assert (kept.weights is None) == (weight is None)
+        assert weight is None or (kept.weights == whole_mask.weights).all()
+        other = whole.manifest.model_copy(update={"keep": {"train": mask(WEIGHT / 2).digest}})
+        with pytest.raises(ShardError, match="5 rows, digest .* Screen the folder again"):
+            read_kept(folder, other)
+        (Path(str(folder)) / mask_path("train")).unlink()
+        with pytest.raises(ShardError, match="cannot be read"):
+            read_kept(folder, whole.manifest)

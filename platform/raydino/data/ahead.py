@@ -27,7 +27,7 @@ class Ahead(Generic[T]):
 
     def __next__(self) -> T:
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended)
+            self._changed.wait_for(lambda: self._items or self._ended or self._closed)
             if self._items:
                 self._changed.notify_all()
                 return self._items.popleft()

@@ -7,9 +7,12 @@ moves decoding and cropping into tasks of their own, on every free CPU. Pixels a
 keyed and a bad image's substitute depends on bytes and order alone.
 
 The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order (-> claims) -> places
--> threads -> Batch. Every arrow is bounded, and closing the returned generator ends all of it.
+-> threads -> Batch. It begins at once: Ray needs seconds for its first window, and the model is built meanwhile. Every arrow is
+bounded, and closing the returned stream ends all of it.
 """
 
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,19 +29,7 @@ from raydino.config import ConfigError
 from raydino.data.ahead import Ahead
 from raydino.data.claims import Admitted, Claim, admit
 from raydino.data.crops import Cropper, Pixels
-from raydino.data.fetch import (
-    Bad,
-    BadImage,
-    Cut,
-    CutWindow,
-    Fetch,
-    Met,
-    Read,
-    Request,
-    Verdicts,
-    cut_slot,
-    requests,
-)
+from raydino.data.fetch import Bad, BadImage, Cut, CutWindow, Fetch, Met, Read, Request, Verdicts, cut_slot, requests
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, Rows, Window
 from raydino.data.stream import ray_windows
@@ -105,8 +96,8 @@ def batches(
     prefetch: int = 2,
     read: Read | None = None,
     claim: Claim | None = None,
-) -> Generator[Batch, None, None]:
-    """The batches of `rank` for steps [start_step, start_step + steps); close the generator to end early.
+) -> "Batches":
+    """The batches of `rank` for steps [start_step, start_step + steps), the first of them in the making; close it to end early.
 
     An undecodable image is replaced by the next decodable row of its window and reported once, through `on_bad`, in the
     consumer's thread and in slot order. Nothing here is state: the same arguments give the same batches. A `claim` is: with it,
@@ -131,7 +122,7 @@ def batches(
         claim: asked for every window, the same by all ranks; None trains on whatever the plan orders.
 
     Raises:
-        ConfigError: the arguments contradict each other (raised at once, the others by the generator).
+        ConfigError: the arguments contradict each other (raised at once, the others where a batch is asked for).
         TooManyBadImages: more than `max_bad` of the images cannot be decoded.
         StreamError: the windows did not arrive as ordered.
         OSError: the storage failed for good; that is never a verdict on an image.
@@ -141,7 +132,7 @@ def batches(
     fetch = Fetch(collection, cropper if decode_in == "cluster" else None, labels=views.labels)
     span = _Span(plan, claim, rank=rank, world=world, start_step=start_step, steps=steps, cut=fetch.cropper is not None)
     cutting = _cutting(span, (read or ray_windows)(fetch, span.requests()), cropper, fetch=fetch, threads=threads)
-    return _batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
+    return Batches(cutting, Verdicts(kept=plan.kept, max_bad=max_bad, on_bad=on_bad), prefetch=prefetch)
 
 
 def _check(collection: Collection, plan: Plan, views: Views, *, max_bad: float, threads: int, prefetch: int) -> None:
@@ -264,19 +255,39 @@ def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.boo
     return np.stack(lanes, axis=2).reshape(count, images * len(lanes), -1)
 
 
-def _batches(
-    cutting: Generator[_Cutting, None, None], verdicts: Verdicts, *, prefetch: int
-) -> Generator[Batch, None, None]:
-    with closing(Ahead(cutting, depth=prefetch)) as ready:
-        for cut in ready:
-            images = [image for part in cut.cuts for image in part.result()]
-            for slot, refused, image in zip(cut.slots, cut.refused, images, strict=True):
-                verdicts.note(cut.step, slot, refused + image.met)
-            labels = [image.label for image in images if image.label is not None]
-            yield Batch(
-                crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
-                masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
-                ids=tuple(image.sample for image in images),
-                step=cut.step,
-                labels=torch.tensor(labels) if labels else None,
-            )
+class Batches(Iterator[Batch]):
+    """Batches whose images threads are cutting, `prefetch` of them ahead, from now on; dropped or closed, all of that ends."""
+
+    def __init__(self, cutting: Generator[_Cutting, None, None], verdicts: Verdicts, *, prefetch: int) -> None:
+        self._ready, self._verdicts = Ahead(cutting, depth=prefetch), verdicts
+        self.starved = 0.0
+        """Seconds that the consumer has waited for windows; the rest of its waiting was for crops being cut."""
+        self._end = weakref.finalize(self, self._ready.close)
+        self._end.atexit = False  # a daemon's threads end with the process, and Ray may be gone by then
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        try:
+            cut = next(self._ready)  # it is there as soon as its windows are, its images still being cut
+            self.starved += time.perf_counter() - asked
+            return self._made(cut)
+        except BaseException:  # the end of the steps among them
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it all."""
+        self._end()
+
+    def _made(self, cut: _Cutting) -> Batch:
+        images = [image for part in cut.cuts for image in part.result()]
+        for slot, refused, image in zip(cut.slots, cut.refused, images, strict=True):
+            self._verdicts.note(cut.step, slot, refused + image.met)
+        labels = [image.label for image in images if image.label is not None]
+        return Batch(
+            crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
+            masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
+            ids=tuple(image.sample for image in images),
+            step=cut.step,
+            labels=torch.tensor(labels) if labels else None,
+        )

@@ -8,7 +8,7 @@ meets the same images.
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,6 @@ import pyarrow as pa
 from raydino import faults
 from raydino.data.decode import Undecodable, decode
 from raydino.data.plan import Plan, Rows
-from raydino.shards.reader import Collection
 
 if TYPE_CHECKING:
     from raydino.data.crops import Cropper, Pixels
@@ -81,11 +80,19 @@ def requests(plan: Plan, *, rank: int, world: int, start_step: int, steps: int) 
         yield Request(number, window.epoch, groups.tobytes(), order.tobytes())
 
 
+class Readable(Protocol):
+    """What a window is read from: a `Collection`, or what stands for one."""
+
+    def read(self, group: int) -> pa.Table:
+        """Row group `group` as columns id, bytes, path, label."""
+        ...
+
+
 @dataclass(frozen=True)
 class Fetch:
     """Reads a window; with a cropper it decodes and cuts as well. Runs in Ray tasks or in a thread."""
 
-    collection: Collection
+    collection: Readable
     cropper: "Cropper | None"
     labels: bool = False
 

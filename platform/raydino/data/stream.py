@@ -5,18 +5,20 @@ half a minute of two cores. Considered instead of tasks per window: `streaming_s
 consumers, and it cannot start in the middle).
 """
 
+import hashlib
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray.data
+from ray import cloudpickle
 
 from raydino.data.ahead import Ahead
-from raydino.data.fetch import Fetch, Request
+from raydino.data.fetch import Fetch, Readable, Request
 
 CHUNK = 512  # windows per Ray dataset: minutes of work against a second of start-up
 START_BEFORE = 32  # windows left of a dataset when the next one starts
@@ -25,6 +27,9 @@ STORE_BYTES = (
     2 * 2**30
 )  # fetched ahead inside Ray per dataset: 4 s of full-size JPEG at 4300 images/s; fewer on small stores
 STORE_SHARE = 0.25  # of a small store
+COLLECTIONS = 2  # kept by a process that reads: two runs of a sweep may share it
+READERS = 8  # tasks that fetch for one worker at once, if there are as many CPUs: each is a process, which takes two seconds of
+# a core to start, and reads a thousand photographs a second
 FETCH_CPUS = 0.25  # a fetch waits for storage, and must find room beside workers that hold all but one CPU
 SCHEDULER_REST = 0.01  # s; a look may start many tasks, and a window lasts for many steps
 CROP_CPUS = 0.75  # both together fit into that one
@@ -36,6 +41,7 @@ CUT_BYTES = (
 def ray_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Table, None, None]:
     """The windows, fetched by Ray Data tasks; the next dataset of `CHUNK` windows starts before the last one ends."""
     running: deque[tuple[int, Ahead[pa.Table]]] = deque()
+    fetch = replace(fetch, collection=Lent(fetch.collection))
 
     def start() -> None:
         chunk = list(islice(requests, CHUNK))
@@ -56,6 +62,41 @@ def ray_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Table
             blocks.close()
 
 
+class Lent:
+    """A collection as tasks get it: by reference. A process takes it out of the object store once and keeps it, with the footers
+    it has read; else every task would begin by unpickling the manifest, 3 s with 100,000 shards."""
+
+    _here: ClassVar[OrderedDict[str, Readable]] = (
+        OrderedDict()
+    )  # of this process, by content: all workers' streams share it
+
+    def __init__(self, collection: Readable) -> None:
+        self._key, self._lent = hashlib.sha256(cloudpickle.dumps(collection)).hexdigest(), ray.put(collection)
+
+    def read(self, group: int) -> pa.Table:
+        """As `Collection.read`."""
+        if self._key not in self._here:
+            self._here[self._key] = ray.get(self._lent)
+            while len(self._here) > COLLECTIONS:
+                self._here.popitem(last=False)
+        return self._here[self._key].read(group)
+
+
+def prepare_readers() -> None:
+    """Have the processes started that `ray_windows` will read in: worthwhile where other seconds pass before it is called."""
+    load = ray.remote(num_cpus=FETCH_CPUS, max_retries=0)(_load)
+    for _ in range(_readers()):
+        load.remote()
+
+
+def _load() -> None:
+    """What importing this module loads is what reading needs."""
+
+
+def _readers() -> int:
+    return max(1, min(READERS, int(ray.cluster_resources().get("CPU", 1))))
+
+
 def _execute(fetch: Fetch, chunk: Sequence[Request]) -> Generator[pa.Table, None, None]:
     """One Ray dataset: a task per window reads it, further tasks cut it in parts where that is asked for; blocks in order."""
     source = ray.data.from_items([asdict(request) for request in chunk], override_num_blocks=len(chunk))
@@ -69,7 +110,10 @@ def _execute(fetch: Fetch, chunk: Sequence[Request]) -> Generator[pa.Table, None
     context.target_max_block_size = CUT_BYTES if fetch.cropper else None  # None: a window stays one block
     context.enable_progress_bars = context.print_on_execution_start = False
     context.custom_execution_callback_classes = [Pace]  # pyright: ignore[reportAttributeAccessIssue] the base is private to Ray
-    windows = source.map_batches(fetch.asked, batch_size=1, batch_format="pyarrow", num_cpus=FETCH_CPUS)
+    readers = ray.data.TaskPoolStrategy(size=_readers())
+    windows = source.map_batches(
+        fetch.asked, batch_size=1, batch_format="pyarrow", num_cpus=FETCH_CPUS, compute=readers
+    )
     if fetch.cropper:
         windows = windows.map_batches(fetch.cut, batch_size=None, batch_format="pyarrow", num_cpus=CROP_CPUS)
     blocks: Any = iter(windows.iter_batches(batch_size=None, batch_format="pyarrow"))

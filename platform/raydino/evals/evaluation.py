@@ -262,20 +262,24 @@ def labelled_sets(
         ConfigError: If `eval_split` is the training split, is not there, or has no labels.
         ShardError: If the collection cannot be read.
     """
-    whole = open_collection(path).manifest
+    opened = open_collection(path)
+    whole = opened.manifest
     if eval_split is not None and (eval_split == train_split or eval_split not in whole.splits):
         raise ConfigError(
             f"data.eval_split = {eval_split!r}: give a split other than data.split = {train_split!r} "
             f"out of {list(whole.splits)}"
         )
-    train = open_collection(path, split=train_split, mask=mask)
+    train = opened.part(train_split, mask=mask)
+    if not whole.labelled:  # known without a look into every file
+        _logger.info("%s: no labels, so no labelled evaluation", path)
+        return None
     train_labels, kept = train.labels(), train.keep()
     if kept is not None:  # a copy of a query in the bank would answer for it
         train_labels = np.where(kept, train_labels, -1)
     if not (train_labels >= 0).any():
         _logger.info("%s: split %r has no labels, so no labelled evaluation", path, train_split)
         return None
-    judged, keep = _judged(path, eval_split, [s for s in EVAL_SPLITS if s in whole.splits and s != train_split]), None
+    judged, keep = _judged(opened, eval_split, [s for s in EVAL_SPLITS if s in whole.splits and s != train_split]), None
     if judged is None:
         keep = holdout_rows(train_labels, share=holdout, seed=seed)
         if keep.all():
@@ -311,10 +315,10 @@ def holdout_rows(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
     return keep
 
 
-def _judged(path: str, asked: str | None, usual: Sequence[str]) -> tuple[Collection, np.ndarray] | None:
+def _judged(opened: Collection, asked: str | None, usual: Sequence[str]) -> tuple[Collection, np.ndarray] | None:
     """The split asked for, else the first of the usual ones that has labels; with its labels."""
     for split in [asked] if asked is not None else usual:
-        collection = open_collection(path, split=split)
+        collection = opened.part(split)
         labels = collection.labels()
         if (labels >= 0).any():
             return collection, labels

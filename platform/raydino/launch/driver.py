@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,9 @@ def run(command: Command) -> int:
     store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
     with run_lock(meant.run_dir) as lock:
         job = _prepare(command, meant, data_path, inputs)
-        return _carry_out(replace(job, store_bytes=facts.store_bytes), lock, store=store)
+        images = inputs.collection.manifest
+        mean = sum(file.bytes for file in images.files) // max(1, images.rows)
+        return _carry_out(replace(job, store_bytes=facts.store_bytes), lock, store=store, image_bytes=mean)
 
 
 def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -> "Job":
@@ -148,17 +151,21 @@ def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -
     )
 
 
-def _carry_out(job: "Job", lock: Lock, *, store: int) -> int:
-    """Train on Ray (with an object store of `store` bytes if it is started here), watching; returns the exit status."""
+def _carry_out(job: "Job", lock: Lock, *, store: int, image_bytes: int) -> int:
+    """Train on Ray (with an object store of `store` bytes if it is started here) on images of `image_bytes` on average, watching;
+    returns the exit status."""
     from raydino.launch.engine.connect import start_ray
     from raydino.launch.summary import summarise
+    from raydino.launch.terminal.bottleneck import place_of, remedies
     from raydino.launch.terminal.progress import Watch
     from raydino.tracking.mlflow_run import finish, run_page
     from raydino.tracking.outbox import recorded_run
 
     with start_ray(job.cluster, store=store):
+        place = place_of(job.cluster, store_needed=job.store_bytes, image_bytes=image_bytes)
+        advise = partial(remedies, recipe=job.recipe, cluster=job.cluster, place=place)
         stop, training = _Stop(job.run_dir), Training(job)
-        with stop, Watch(job.run_dir, steps=job.recipe.steps) as watch:
+        with stop, Watch(job.run_dir, steps=job.recipe.steps, advise=advise) as watch:
             while not training.ended(timeout=0.5) and not lock.lost:
                 watch.update()
         if lock.lost:  # nothing may be written any more: the folder is another's

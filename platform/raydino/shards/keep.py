@@ -47,18 +47,12 @@ class KeepMask:
     @property
     def digest(self) -> str:
         """sha256 of the kept rows and, unless all are 1, their weights."""
-        data = np.packbits(self.keep).tobytes() + str(len(self.reason)).encode()
-        if self.weights is not None:
-            data += self.weights.astype("<f4").tobytes()
-        return hashlib.sha256(data).hexdigest()
+        return _digest(self.keep, self.weights)
 
     @property
     def weights(self) -> NDArray[np.float32] | None:
         """[N], `weight` with 1 for rows left out; None where that is 1 for all."""
-        if self.weight is None:
-            return None
-        weights = np.where(self.keep, self.weight, 1).astype(np.float32)
-        return None if (weights == 1).all() else weights
+        return None if self.weight is None else _weights(self.keep, self.weight)
 
     def counts(self) -> dict[str, int]:
         """Rows left out, by reason."""
@@ -107,21 +101,55 @@ def read_mask(folder: Folder, split: str, *, rows: int, digest: str | None, name
         table["distance"].to_numpy().astype(np.float32),
         table["weight"].to_numpy() if "weight" in table.column_names else None,
     )
-    if len(mask.reason) != rows or (digest is not None and mask.digest != digest):
-        said = f"{rows:,}" + (f" and {digest[:16]}…" if digest is not None else "")
-        raise ShardError(
-            f"{place}: {len(mask.reason):,} rows, digest {mask.digest[:16]}…; the manifest says {said}. "
-            "Screen the folder again."
-        )
+    _check_digest(place, len(mask.reason), mask.digest, rows=rows, digest=digest)
     return mask
 
 
-def read_masks(folder: Folder, manifest: Manifest) -> dict[str, KeepMask]:
-    """The masks of the splits of `manifest` that have one. Raises ShardError like `read_mask`."""
-    return {
-        split: read_mask(folder, split, rows=manifest.of_split(split).rows, digest=digest, name=manifest.mask)
-        for split, digest in manifest.keep.items()
-    }
+def _check_digest(place: str, found: int, its: str, *, rows: int, digest: str | None) -> None:
+    if found != rows or (digest is not None and its != digest):
+        said = f"{rows:,}" + (f" and {digest[:16]}…" if digest is not None else "")
+        raise ShardError(
+            f"{place}: {found:,} rows, digest {its[:16]}…; the manifest says {said}. Screen the folder again."
+        )
+
+
+def _digest(keep: NDArray[np.bool_], weights: NDArray[np.float32] | None) -> str:
+    data = np.packbits(keep).tobytes() + str(len(keep)).encode()
+    if weights is not None:
+        data += weights.astype("<f4").tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _weights(keep: NDArray[np.bool_], weight: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """[N], `weight` with 1 for rows left out; None where that is 1 for all."""
+    weights = np.where(keep, weight, 1).astype(np.float32)
+    return None if (weights == 1).all() else weights
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What training needs of a mask: a byte a row, not the reasons, which take a hundred."""
+
+    keep: NDArray[np.bool_]
+    """bool [N]."""
+    weights: NDArray[np.float32] | None
+    """[N], 1 for rows left out; None where that is 1 for all."""
+
+
+def read_kept(folder: Folder, manifest: Manifest) -> dict[str, Kept]:
+    """The masks of the splits of `manifest` that have one, without their reasons. Raises ShardError like `read_mask`."""
+    found = {}
+    for split, digest in manifest.keep.items():
+        path, rows = mask_path(split, manifest.mask), manifest.of_split(split).rows
+        try:
+            table = folder.read_table(path, ["keep", "weight"])  # a column that is not there is left out
+            keep = table["keep"].to_numpy()
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise ShardError(f"{folder}/{path}: cannot be read ({error}); screen the folder again.") from None
+        weights = _weights(keep, table["weight"].to_numpy()) if "weight" in table.column_names else None
+        _check_digest(f"{folder}/{path}", len(keep), _digest(keep, weights), rows=rows, digest=digest)
+        found[split] = Kept(keep, weights)
+    return found
 
 
 def over_files(manifest: Manifest, parts: Mapping[str, NDArray[Any]], *, fill: Any) -> NDArray[Any]:

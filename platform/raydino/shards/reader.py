@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydino.shards.columns import check_columns, clean_labels, image_parts
-from raydino.shards.keep import masked, over_files, read_masks
+from raydino.shards.keep import Kept, masked, over_files, read_kept
 from raydino.shards.manifest import FILE_NAME, Manifest, ShardFile, load
 from raydino.shards.retries import is_transient, with_retries
 from raydino.shards.schema import (
@@ -36,7 +36,7 @@ from raydino.shards.schema import (
 )
 
 FOOTERS_KEPT = 64  # per process and collection; ~100 kB each
-OPENERS = 16  # footers read at once when a folder has no manifest: object storage answers in ~50 ms
+OPENERS = 16  # files opened at once for their footers or labels: object storage answers in ~50 ms
 _READ = pa.schema([("id", ID), ("bytes", pa.binary()), ("path", pa.string()), ("label", pa.int64())])
 
 
@@ -52,16 +52,17 @@ class Collection:
         return Collection, (self.folder, self.manifest)
 
     def __len__(self) -> int:
-        return self._row_ends[-1] if self._row_ends else 0
+        return self.manifest.rows
+
+    def part(self, split: str, *, mask: str = "") -> "Collection":
+        """The images of one split, with the keep-masks of the screening `mask`. Raises ShardError as `open_collection`."""
+        manifest = masked(self.folder, self.manifest, mask) if mask else self.manifest
+        return _opened(self.folder, manifest.of_split(split))
 
     @cached_property
     def row_groups(self) -> tuple[int, ...]:
         """Rows of every row group, in order."""
         return tuple(rows for file in self.manifest.files for rows in file.row_groups)
-
-    @cached_property
-    def _row_ends(self) -> list[int]:
-        return list(accumulate(self.row_groups))
 
     @cached_property
     def _group_ends(self) -> list[int]:
@@ -90,15 +91,15 @@ class Collection:
 
     def labels(self) -> np.ndarray:
         """Labels of all rows, int64 [rows], -1 where there is none. Reads nothing but the label column."""
-        parts = [np.empty(0, dtype=np.int64)]
-        for file in self.manifest.files:
-            if "label" not in self._columns(file):
-                parts.append(np.full(file.rows, -1, dtype=np.int64))
-                continue
-            for local in range(len(file.row_groups)):
-                column = self._read_columns(file, local, ["label"]).column("label")
-                parts.append(clean_labels(column).fill_null(-1).to_numpy())
-        return np.concatenate(parts)
+        with ThreadPoolExecutor(OPENERS) as pool:
+            return np.concatenate([np.empty(0, dtype=np.int64), *pool.map(self._labels, self.manifest.files)])
+
+    def _labels(self, file: ShardFile) -> np.ndarray:
+        """int64 [rows of the file]."""
+        if "label" not in self._columns(file):
+            return np.full(file.rows, -1, dtype=np.int64)
+        columns = (self._read_columns(file, local, ["label"]).column("label") for local in range(len(file.row_groups)))
+        return np.concatenate([clean_labels(column).fill_null(-1).to_numpy() for column in columns])
 
     def keep(self) -> np.ndarray | None:
         """bool [rows], False for rows that curation left out of training; None where no split here has a keep-mask.
@@ -107,14 +108,16 @@ class Collection:
         """
         if not self.manifest.keep:
             return None
-        masks = read_masks(self.folder, self.manifest)
-        return over_files(self.manifest, {split: mask.keep for split, mask in masks.items()}, fill=True)
+        return over_files(self.manifest, {split: kept.keep for split, kept in self._kept.items()}, fill=True)
 
     def weights(self) -> np.ndarray | None:
         """float32 [rows], the share of epochs in which a row is seen; None where it is 1 for all. Raises as `keep` does."""
-        masks = read_masks(self.folder, self.manifest)
-        parts = {split: mask.weights for split, mask in masks.items() if mask.weights is not None}
+        parts = {split: kept.weights for split, kept in self._kept.items() if kept.weights is not None}
         return over_files(self.manifest, parts, fill=np.float32(1)) if parts else None
+
+    @cached_property
+    def _kept(self) -> dict[str, Kept]:
+        return read_kept(self.folder, self.manifest)
 
     def rows(self, indices: np.ndarray) -> pa.Table:
         """The rows with these numbers, in the order asked (repeats allowed), as `read` gives them; each row group read
@@ -125,7 +128,7 @@ class Collection:
         asked = np.asarray(indices, dtype=np.int64).ravel()
         if len(asked) and (asked.min() < 0 or asked.max() >= len(self)):
             raise IndexError(f"rows {asked.min()} to {asked.max()} asked for, the collection has {len(self)}")
-        ends = np.asarray(self._row_ends, dtype=np.int64)
+        ends = np.cumsum(self.row_groups, dtype=np.int64)
         groups = np.searchsorted(ends, asked, side="right")
         order = np.argsort(groups, kind="stable")
         tables = [_READ.empty_table()]
@@ -206,8 +209,10 @@ def open_collection(path: str, *, split: str | None = None, mask: str = "") -> C
         manifest = _describe(folder, shards)
     if mask:
         manifest = masked(folder, manifest, mask)
-    if split is not None:
-        manifest = manifest.of_split(split)
+    return _opened(folder, manifest if split is None else manifest.of_split(split))
+
+
+def _opened(folder: Folder, manifest: Manifest) -> Collection:
     if not manifest.rows:
         raise ShardError(f"{folder}: 0 images in {len(manifest.files)} files; give a folder with images.")
     return Collection(folder, manifest)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from raydino.tracking.run import DATA_WAIT, IMAGES_PER_S, STEP_SECONDS
+from raydino.tracking.run import DATA_WAIT, IMAGES_PER_S, READ_WAIT, STEP_SECONDS
 
 
 class Meter:
@@ -50,9 +50,12 @@ class Meter:
 class Rate:
     """Throughput between two log lines and over the whole run; pauses (evaluations, checkpoints) do not count."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start measuring now."""
-        self._clock = clock
+    def __init__(
+        self, *, clock: Callable[[], float] = time.perf_counter, starved: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """Start measuring now; `starved` tells the seconds waited for images to cut since the stream began."""
+        self._clock, self._starved = clock, starved
+        self._starved_before = 0.0
         self._window_start = clock()
         self._steps = self._images = 0
         self._waited = 0.0
@@ -74,17 +77,28 @@ class Rate:
         finally:
             self._window_start += self._clock() - start
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time spent inside as waiting for data, for what no step tells of: the first batch."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
+
     def take(self) -> dict[str, float]:
         """Images/s, data-wait share and seconds per step since the last `take`; empty if no step was counted."""
         if not self._steps:
             return {}
-        now = self._clock()
+        now, starved = self._clock(), self._starved()
         seconds = max(now - self._window_start, 1e-9)
         metrics = {
             IMAGES_PER_S: self._images / seconds,
             DATA_WAIT: min(self._waited / seconds, 1.0),
+            READ_WAIT: min((starved - self._starved_before) / seconds, 1.0),
             STEP_SECONDS: seconds / self._steps,
         }
+        self._starved_before = starved
         self._total_steps += self._steps
         self._total_images += self._images
         self._total_seconds += seconds

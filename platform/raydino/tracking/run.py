@@ -29,6 +29,7 @@ OPTIM_WEIGHT_DECAY = "optim/weight_decay"
 OPTIM_GRAD_NORM = "optim/grad_norm"  # of all sub-modules, before clipping; each one's own is this, "_" and its name
 IMAGES_PER_S = "throughput/images_per_s"
 DATA_WAIT = "throughput/data_wait"  # share of the time the worker waited for a batch, 0..1
+READ_WAIT = "throughput/read_wait"  # the part of it in which the images to cut were not there yet
 STEP_SECONDS = "throughput/step_seconds"
 FEATURE_STD = "health/feature_std"  # of the teacher's features of the batch in training
 EVAL_FEATURE_STD = "health/eval_feature_std"  # of the teacher's features of the evaluation images

@@ -14,7 +14,7 @@ from raydino.config import ConfigError
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.job import Job
 from raydino.launch.workers import wishes
-from raydino.launch.workers.keep import FOLDER, Keeper
+from raydino.launch.workers.keep import FOLDER, Keeper, choose
 from raydino.launch.workers.record import SKIPPED, Record
 from raydino.launch.workers.wishes import SAVE, STOP, Wish, Wishes
 from raydino.launch.workers.worker import build_loop
@@ -60,7 +60,7 @@ def test_keeper__a_state_saved_among_skipped_steps_is_the_one_from_before_the_fi
     job = a_job(tmp_path)
     loop = a_loop(job)
     keeper = Keeper(job, loop, None)
-    assert keeper.restore() == 0
+    assert keeper.restore(choose(job, CPU)) == 0
     keeper.save(7)
     in_trouble(loop, 2)
     keeper.save(12)
@@ -86,7 +86,7 @@ def test_keeper__restores_weights_and_the_losses_that_spikes_are_measured_by(tmp
             parameter.add_(1.0)
     loop.guard.losses.extend([1 / 3, 0.1])
     Keeper(job, loop, None).save(5, wait=True)
-    assert Keeper(job, other, None).restore() == 5
+    assert Keeper(job, other, None).restore(choose(job, CPU)) == 5
     state = other.method.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loop.method.state_dict().items())
     assert list(other.guard.losses) == [1 / 3, 0.1]
@@ -99,7 +99,19 @@ def test_keeper__another_architecture_is_refused_with_the_tensors_that_differ(tm
     with pytest.raises(
         cp.CheckpointError, match=r"another architecture: .*\(64, .*here, .*\(32, .* more \(\d+ in all\)"
     ):
-        Keeper(wider, a_loop(wider), None).restore()
+        Keeper(wider, a_loop(wider), None).restore(choose(wider, CPU))
+
+
+def test_keeper__the_step_is_known_before_there_is_a_model_and_a_folder_that_tells_another_is_refused(tmp_path: Path):
+    job = a_job(tmp_path)
+    assert choose(job, CPU) is None
+    Keeper(job, a_loop(job), None).save(5, wait=True)
+    path = choose(job, CPU)
+    assert path is not None and cp.step_of(path) == 5
+    moved = path.rename(cp.path_of(tmp_path / FOLDER, 6))
+    assert choose(job, CPU) == moved
+    with pytest.raises(cp.CheckpointError, match="step-00000006: holds the state after step 5"):
+        Keeper(job, a_loop(job), None).restore(moved)
 
 
 def test_guards__are_no_part_of_the_fingerprint(tmp_path: Path):
@@ -178,8 +190,8 @@ def test_keeper__a_checkpoint_of_other_images_is_taken_up_where_the_change_was_a
     Keeper(job, a_loop(job), None).save(7, wait=True)
     changed = replace(job, data_digest="another")
     with pytest.raises(ConfigError, match="data: the checkpoint at step 7"):
-        Keeper(changed, a_loop(job), None).restore()
-    assert Keeper(replace(changed, data_before=("digest",)), a_loop(job), None).restore() == 7
+        Keeper(changed, a_loop(job), None).restore(choose(job, CPU))
+    assert Keeper(replace(changed, data_before=("digest",)), a_loop(job), None).restore(choose(job, CPU)) == 7
 
 
 def _asks(folder: str):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.train.torch
+import torch
 from ray.train import RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -22,6 +23,8 @@ from raydino.launch.engine import lean
 from raydino.launch.engine.lean import LeanTorchTrainer
 from raydino.launch.engine.trainer import fit
 from raydino.launch.job import Job
+from raydino.launch.workers import worker
+from raydino.launch.workers.keep import Keeper
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 from raydino.tracking.spool import METRICS_FILE, read_metrics
@@ -41,6 +44,18 @@ class Listener(UserCallback):
             table.write(json.dumps({"ranks": metrics, "checkpoint": checkpoint is not None}) + "\n")
 
 
+def a_tiny_job(tiny: Path, small_images: Path, folder: Path) -> Job:
+    return Job(
+        recipe=Recipe().override(read_yaml_file(tiny)),
+        cluster=ClusterConfig(workers=2, cpus_per_worker=0.5, threads=1, storage=str(folder)),
+        run_dir=folder,
+        data_path=str(small_images),
+        data_digest=open_collection(str(small_images), split="train").manifest.digest,
+        tracking_uri="",
+        mlflow_run_id=None,
+    )
+
+
 def test_train_worker__reports_every_evaluation_to_ray_train_from_every_rank(
     ray_cluster: None, tiny: Path, small_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -50,16 +65,7 @@ def test_train_worker__reports_every_evaluation_to_ray_train_from_every_rank(
         return LeanTorchTrainer(*arguments, run_config=replace(run_config, callbacks=[Listener(told)]), **options)
 
     monkeypatch.setattr(lean, "LeanTorchTrainer", with_listener)
-    job = Job(
-        recipe=Recipe().override(read_yaml_file(tiny)),
-        cluster=ClusterConfig(workers=2, cpus_per_worker=0.5, threads=1, storage=str(tmp_path)),
-        run_dir=tmp_path,
-        data_path=str(small_images),
-        data_digest=open_collection(str(small_images), split="train").manifest.digest,
-        tracking_uri="",
-        mlflow_run_id=None,
-    )
-    fit(job)
+    fit(a_tiny_job(tiny, small_images, tmp_path))
     reports = [json.loads(line) for line in told.read_text().splitlines()]
     rows = read_metrics(tmp_path / METRICS_FILE)
     assert [report["ranks"][0]["step"] for report in reports] == [0, 6, 12]
@@ -91,3 +97,39 @@ def test_train_worker__too_many_undecodable_images_stop_the_run_with_the_counts(
     assert json.loads((run_dir / "failure.json").read_text())["error"] == "TooManyBadImages"
     table = (run_dir / "quarantine.jsonl").read_text().splitlines()
     assert table and all(json.loads(line)["reason"] for line in table)
+
+
+class Begun:
+    """A stream that has begun and gives nothing."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("where", ["build_loop", "Keeper"])
+def test_train_worker__the_stream_begins_before_the_model_is_built_and_ends_if_that_fails(
+    tiny: Path, small_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    """In this process, without Ray: what would ask it is answered here."""
+    begun: list[tuple[int, Begun]] = []
+
+    def begin(*_: Any, start_step: int, **__: Any) -> Begun:
+        begun.append((start_step, Begun()))
+        return begun[-1][1]
+
+    def fail(*_: Any) -> None:
+        assert len(begun) == 1 and not begun[0][1].closed
+        raise MemoryError("no room for the model")
+
+    job = a_tiny_job(tiny, small_images, tmp_path)
+    loop = worker.build_loop(job.recipe, job.cluster, torch.device("cpu"))
+    Keeper(job, loop, None).save(3, wait=True)
+    monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "_decode_in", lambda job: "worker")
+    monkeypatch.setattr(worker, "batches", begin)
+    monkeypatch.setattr(worker, where, fail)
+    with pytest.raises(MemoryError, match="no room for the model"):
+        worker.train_worker(job)
+    assert [(step, stream.closed) for step, stream in begun] == [(3, True)]

@@ -156,6 +156,9 @@ def _not_started(job: "Job", resources: Mapping[str, float], free: Mapping[str, 
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    from raydino.data.stream import prepare_readers
+
+    prepare_readers()  # beside the imports of the next line, which take as long
     from raydino.launch.workers.worker import train_worker
 
     train_worker(config["job"], config["claim"])

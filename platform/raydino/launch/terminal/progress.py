@@ -5,6 +5,7 @@ On a terminal one live line (rich); elsewhere a plain line per entry, at most on
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,9 +20,21 @@ PLAIN_EVERY = 5.0  # seconds between plain lines; evaluations are always shown
 
 
 class Watch:
-    """Follows a run's metrics.jsonl from its present end. A context manager; call `update` now and then."""
+    """Follows a run's metrics.jsonl from its present end. A context manager; call `update` now and then.
 
-    def __init__(self, run_dir: Path, *, steps: int, console: Console | None = None) -> None:
+    `advise` is asked about every line of figures but the first, which holds the start, until it has something to say: once.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        steps: int,
+        console: Console | None = None,
+        advise: Callable[[dict[str, float]], str] = lambda _: "",
+    ) -> None:
+        self._advise: Callable[[dict[str, float]], str] | None = advise
+        self._lines = 0  # of figures
         self._path, self._steps = run_dir / METRICS_FILE, steps
         self._offset = self._path.stat().st_size if self._path.exists() else 0
         self._console = console or Console()
@@ -66,6 +79,11 @@ class Watch:
         elif figures and (judged or step == self._steps or time.monotonic() - self._said >= PLAIN_EVERY):
             print(f"step {step}/{self._steps}  {figures}", flush=True, file=sys.stdout)
             self._said = time.monotonic()
+        if not judged:
+            self._lines += 1
+            if self._lines > 1 and self._advise is not None and (advice := self._advise(metrics)):
+                self._advise = None
+                self._console.print(f"warning  step {step}: {advice}", soft_wrap=True, highlight=False, markup=False)
 
 
 def figures_of(step: int, steps: int, metrics: dict[str, float]) -> str:

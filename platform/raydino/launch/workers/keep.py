@@ -5,6 +5,7 @@ resumed run meets them again, whatever happened in between, and the newest check
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,25 @@ from raydino.train import checkpoint as checkpoints
 from raydino.train.saving import Saver
 from raydino.train.sharding import is_sharded, load_whole
 from raydino.train.steps import Loop
-from raydino.train.verify import damage, require_same
+from raydino.train.verify import CheckpointError, damage, require_same
 
 FOLDER = "checkpoints"
 log = logging.getLogger(__name__)
+
+
+def choose(job: Job, device: torch.device) -> Path | None:
+    """The checkpoint to go on from, None for a fresh start; its name tells the step. All ranks call it together.
+
+    Apart from `Keeper.restore`, because the stream of batches can begin there before there is a model to load it into.
+
+    Raises:
+        CheckpointError: none can be used.
+    """
+    folder = job.run_dir / FOLDER
+    path = checkpoints.recover(folder) if collectives.rank() == 0 else None
+    step = checkpoints.step_of(path) if path is not None else -1
+    step = int(collectives.all_max(torch.tensor(step, device=device)))
+    return None if step < 0 else checkpoints.path_of(folder, step)
 
 
 class Keeper:
@@ -36,27 +52,27 @@ class Keeper:
             else None
         )
 
-    def restore(self) -> int:
-        """Load the newest checkpoint, if there is one; returns the step to go on with. All ranks call it together.
+    def restore(self, path: Path | None) -> int:
+        """Load the checkpoint that was chosen (`choose`), if there is one; returns the step to go on with.
 
         Raises:
             ConfigError: it is of other data.
-            CheckpointError: none can be used, or it is of another architecture.
+            CheckpointError: it is of another architecture, or of another step than its name says.
             OSError: another rank reads other bytes than rank 0.
         """
-        loop, rank = self._loop, collectives.rank()
-        path = checkpoints.recover(self._folder) if rank == 0 else None
-        chosen = checkpoints.step_of(path) if path is not None else -1
-        chosen = int(collectives.all_max(torch.tensor(chosen, device=loop.device)))
-        if chosen < 0:
+        if path is None:
             return 0
-        path = checkpoints.path_of(self._folder, chosen)
+        loop, rank = self._loop, collectives.rank()
         if rank != 0 and (fault := damage(path)):
             raise OSError(
                 f"{path} is sound on rank 0 and not on rank {rank} ({fault}); is the storage the same on all nodes?"
             )
         # whole tensors, of which a sharded model takes its part: on the device there may be no room for them
         saved = checkpoints.load(path, device="cpu" if is_sharded(loop.method) else loop.device)
+        if saved.step != checkpoints.step_of(path):
+            raise CheckpointError(
+                f"{path}: holds the state after step {saved.step}; give the folder its own name again."
+            )
         for name, now in self._identity().items():
             known = (now, *self._job.data_before) if name == "data" else (now,)
             if saved.meta.get(name) not in known:

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import ray.train
 import torch
@@ -53,13 +54,20 @@ SKIPPED = "skipped.jsonl"
 """File in the run's folder: the steps that changed nothing, and the images they were of."""
 
 
+def quarantine(run_dir: Path, rank: int, bad: BadImage) -> None:
+    """Add a line to the run's quarantine table; a resumed run may name an image again."""
+    line = {**asdict(bad), "id": bad.id.hex(), "rank": rank}
+    with (run_dir / QUARANTINE).open("a") as table:
+        table.write(json.dumps(line) + "\n")
+
+
 class Record:
     """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images and skipped steps to tables of each rank's
     own."""
 
-    def __init__(self, job: Job, rank: int, device: torch.device) -> None:
+    def __init__(self, job: Job, rank: int, device: torch.device, starved: Callable[[], float] = lambda: 0.0) -> None:
         self._job, self._rank, self._device = job, rank, device
-        self._meter, self.rate = Meter(), Rate()
+        self._meter, self.rate = Meter(), Rate(starved=starved)
         recipe = job.recipe
         views = recipe.method.global_crops.count * job.cluster.micro_batch(recipe.global_batch)
         self._alarm = CollapseAlarm(warmup=in_steps(recipe.optim.warmup, recipe.steps), views=views)
@@ -136,12 +144,6 @@ class Record:
         """Write metrics of `step` finished steps."""
         if self.run is not None:
             self.run.log(metrics, step)
-
-    def quarantine(self, bad: BadImage) -> None:
-        """Add a line to this rank's quarantine table; a resumed run may name an image again."""
-        line = {**asdict(bad), "id": bad.id.hex(), "rank": self._rank}
-        with (self._job.run_dir / QUARANTINE).open("a") as table:
-            table.write(json.dumps(line) + "\n")
 
     def close(self, status: Status) -> None:
         """End the record."""

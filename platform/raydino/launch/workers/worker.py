@@ -1,4 +1,4 @@
-"""What runs in every Ray Train worker: build, restore, train, and decide what to log, evaluate and save.
+"""What runs in every Ray Train worker: start the stream, build, restore, train, and decide what to log, evaluate and save.
 
 The training itself is `raydino.train.steps.training_steps`; this file consumes its reports. Rank 0 records and
 saves, all ranks evaluate together. A worker that starts takes up the newest checkpoint of the run's folder, whoever wrote it: a
@@ -7,9 +7,10 @@ restart after a crash and a `--resume auto` are the same thing.
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -19,7 +20,7 @@ from ray.train.torch import get_device
 
 from raydino import collectives
 from raydino.config import ConfigError, in_steps
-from raydino.data.batches import batches
+from raydino.data.batches import Batches, batches
 from raydino.data.fetch import TooManyBadImages
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
@@ -27,15 +28,17 @@ from raydino.launch.engine.owners import Owners
 from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.job import Job
 from raydino.launch.workers import audit, failure
-from raydino.launch.workers.keep import Keeper
+from raydino.launch.workers.keep import Keeper, choose
 from raydino.launch.workers.profiling import profiled
-from raydino.launch.workers.record import Judge, Record
+from raydino.launch.workers.record import Judge, Record, quarantine
 from raydino.launch.workers.watchdog import FOLDER as STACKS
 from raydino.launch.workers.watchdog import Watchdog
 from raydino.launch.workers.wishes import Wishes
 from raydino.nn.attention import use_attention
 from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
+from raydino.tracking.meters import Rate
+from raydino.train.checkpoint import step_of
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import distribute, native_bf16, recompute_blocks
@@ -75,25 +78,34 @@ def train_worker(job: Job, claim: Owners | None = None) -> None:
 
 
 def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
-    recipe, rank = job.recipe, collectives.rank()
+    recipe = job.recipe
     inputs = open_inputs(recipe, job.data_path)
     if (now := inputs.collection.manifest.digest) != job.data_digest:
         raise ConfigError(
             f"data.path = {recipe.data.path}: changed while the run went on (digest {now[:16]}…, it began with "
             f"{job.data_digest[:16]}…); restore it, or start a run under another name."
         )
-    loop = build_loop(recipe, job.cluster, get_device())
-    keeper = Keeper(job, loop, claim)
-    start = progress.done = keeper.restore()
-    record = Record(job, rank, loop.device)
+    device = get_device()
+    checkpoint = choose(job, device)
+    start = 0 if checkpoint is None else step_of(checkpoint)
+    with closing(_stream(job, inputs, claim, start=start)) as stream:  # first: it needs seconds for its first batch
+        loop = build_loop(recipe, job.cluster, device)
+        keeper = Keeper(job, loop, claim)
+        progress.done = keeper.restore(checkpoint)
+        _train_on(stream, job, inputs, loop, progress, keeper)
+
+
+def _train_on(stream: Batches, job: Job, inputs: Inputs, loop: Loop, progress: _Progress, keeper: Keeper) -> None:
+    recipe, rank, start = job.recipe, collectives.rank(), progress.done
+    record = Record(job, rank, loop.device, lambda: stream.starved)
     judge = Judge(job, inputs, loop, record)
-    stream = _stream(job, inputs, record, claim, start=start)
-    with closing(stream), Watchdog(job.run_dir / STACKS, rank=rank, timeout=job.cluster.hang_timeout) as watchdog:
+    with Watchdog(job.run_dir / STACKS, rank=rank, timeout=job.cluster.hang_timeout) as watchdog:
         if start == 0:
             with record.rate.paused(), watchdog.patience(first=True):
                 judge.evaluate(0)
         witness = audit.Audit(audit.FOLDER, inputs.plan, rank=rank, world=collectives.world_size(), start=start)
-        reports = witness.steps(training_steps(loop, witness.batches(_with_crop_sheet(stream, judge, start))))
+        watched = witness.batches(_with_crop_sheet(stream, judge, record.rate, start))
+        reports = witness.steps(training_steps(loop, watched))
         if job.profile and rank == 0:
             reports = profiled(job, loop, reports, record, cores=max(1, _cores() // _workers_here()))
         try:
@@ -139,9 +151,7 @@ def _follow(
             break
 
 
-def _stream(
-    job: Job, inputs: Inputs, record: Record, claim: Owners | None, *, start: int
-) -> Generator[Batch, None, None]:
+def _stream(job: Job, inputs: Inputs, claim: Owners | None, *, start: int) -> Batches:
     recipe = job.recipe
     return batches(
         inputs.collection,
@@ -153,7 +163,7 @@ def _stream(
         start_step=start,
         steps=recipe.steps - start,
         max_bad=recipe.data.max_bad,
-        on_bad=record.quarantine,
+        on_bad=partial(quarantine, job.run_dir, collectives.rank()),
         decode_in=_decode_in(job),
         threads=_decode_threads(job.cluster),
         prefetch=max(1, job.cluster.prefetch),
@@ -197,12 +207,14 @@ def _due(done: int, every: int | float, steps: int) -> bool:
     return interval > 0 and done % interval == 0
 
 
-def _with_crop_sheet(stream: Iterator[Batch], judge: Judge, start: int) -> Iterator[Batch]:
-    first = next(stream, None)
+def _with_crop_sheet(stream: Iterator[Batch], judge: Judge, rate: Rate, start: int) -> Iterator[Batch]:
+    with rate.waiting():
+        first = next(stream, None)
     if first is None:
         return iter(())
     if start == 0:
-        judge.picture_of(first)
+        with rate.paused():
+            judge.picture_of(first)
     return chain([first], stream)
 
 
