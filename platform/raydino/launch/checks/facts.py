@@ -15,7 +15,7 @@ from raydino.launch.terminal.announce import tokens_per_image
 from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.parallel import has_batch_norm
-from raydino.train.steps import train_step
+from raydino.train.steps import Loop, train_step
 from raydino.views import Batch, Views
 
 # Bytes of activations that one token leaves in one block per dimension, attention scores not stored: 34 at 16 bits
@@ -59,20 +59,27 @@ def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
-    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels.
+    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels, over the run
+    where a curriculum changes their size.
 
     Several workers on one CPU share its cores, so only GPUs multiply.
     """
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
     loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
     images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
-    views = recipe.views
+    seconds = sum(len(steps) * _step_seconds(loop, views, images=images) for steps, views in recipe.phases())
+    one = images * recipe.steps / seconds
+    return one * (cluster.workers if loop.device.type == "cuda" else 1)
+
+
+def _step_seconds(loop: Loop, views: Views, *, images: int) -> float:
+    """Seconds of a training step on `images` random images."""
     crops = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in views.shapes(images).items()}
     masks = None
     if views.masks is not None:
         count = views.crops["global"].count
         masks = torch.from_numpy(
-            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=0, lane=0, images=images, views=count)
+            block_masks(views.masks, grid=views.grid, seed=loop.seed, step=0, lane=0, images=images, views=count)
         )
     labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
     batch = Batch(crops, masks, (b"",) * images, step=0, labels=labels)
@@ -82,5 +89,4 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
         train_step(loop, batch)
     if loop.device.type == "cuda":
         torch.cuda.synchronize()
-    one = images * PROBE_STEPS / (time.perf_counter() - started)
-    return one * (cluster.workers if loop.device.type == "cuda" else 1)
+    return (time.perf_counter() - started) / PROBE_STEPS

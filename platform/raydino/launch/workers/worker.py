@@ -138,23 +138,26 @@ def _follow(
 def _stream(
     job: Job, inputs: Inputs, record: Record, claim: Owners | None, *, start: int
 ) -> Generator[Batch, None, None]:
+    """All batches from `start` on. Where a curriculum changes their size the pipeline starts anew, as after a restart: windows
+    that hold images of both sizes are read twice, and a bad image may be reported again."""
     recipe = job.recipe
-    return batches(
-        inputs.collection,
-        inputs.plan,
-        recipe.views,
-        seed=recipe.seed,
-        rank=collectives.rank(),
-        world=collectives.world_size(),
-        start_step=start,
-        steps=recipe.steps - start,
-        max_bad=recipe.data.max_bad,
-        on_bad=record.quarantine,
-        decode_in=_decode_in(job),
-        threads=_decode_threads(job.cluster),
-        prefetch=max(1, job.cluster.prefetch),
-        claim=claim,
-    )
+    for steps, views in recipe.phases(start):
+        yield from batches(
+            inputs.collection,
+            inputs.plan,
+            views,
+            seed=recipe.seed,
+            rank=collectives.rank(),
+            world=collectives.world_size(),
+            start_step=steps.start,
+            steps=len(steps),
+            max_bad=recipe.data.max_bad,
+            on_bad=record.quarantine,
+            decode_in=_decode_in(job),
+            threads=_decode_threads(job.cluster),
+            prefetch=max(1, job.cluster.prefetch),
+            claim=claim,
+        )
 
 
 def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
