@@ -1,0 +1,197 @@
+"""`python recipes/ablate.py`: from a command line to the table of an ablation.
+
+A run for each variant and seed, and as many of the full recipe, all through `run_trials`. The ablation's folder is named by the
+recipe alone: more seeds or other variants join those that are there, and what is finished is not run again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raydino.config import ConfigError
+from raydino.launch.ablation.table import Outcome, Row, as_csv, as_json, markdown, rows
+from raydino.launch.ablation.variants import FULL, LeftOut, Variant, applied, chosen
+from raydino.launch.resume import flat, write
+from raydino.launch.sweep.trials import Trial, TrialResult, run_trials
+from raydino.launch.terminal.command import Command, Leaf, fail, parse, say
+from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
+from raydino.tracking.run import COLLAPSED, KNN_TOP1, RANKME
+from raydino.tracking.spool import METRICS_FILE, read_metrics
+
+TABLE, PICTURE = "ablation", "ablation.png"
+"""The table's files in the ablation's folder (with .md, .json and .csv), and its picture."""
+PARENT_FILE = "parent.json"
+
+FLAGS = (
+    Leaf("seeds", int, 3, "Runs of each variant, from `--seed` on; with one, no difference can be told."),
+    Leaf("only", str | None, None, "NAME[,NAME]: these variants alone; --dry-run lists them."),
+)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is to be run."""
+
+    recipe: Recipe
+    variants: tuple[Variant, ...]
+    left_out: tuple[LeftOut, ...]
+    seeds: range
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Seed by seed, the full recipe first, so that an ablation that is cut short has whole comparisons."""
+        arms: tuple[Variant | None, ...] = (None, *self.variants)
+        return [
+            Trial(f"{name}-seed{seed}", applied(self.recipe, arm, seed=seed), name)
+            for seed in self.seeds
+            for arm in arms
+            for name in [arm.name if arm else FULL]
+        ]
+
+
+def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> None:
+    """Run an ablation from the command line and leave with its exit status."""
+    command = parse(recipe, presets, description=description, more=FLAGS)
+    try:
+        status = run(command)
+    except ConfigError as error:
+        fail(str(error))
+    raise SystemExit(status)
+
+
+def run(command: Command, *, trials: Callable[..., list[TrialResult]] = run_trials) -> int:
+    """Carry out a command; returns the exit status: 0 if every run got to its last step. Raises ConfigError."""
+    recipe, cluster = command.recipe, command.cluster
+    plan = planned(recipe, seeds=command.more["seeds"], only=command.more["only"])
+    say(plan_text(plan))
+    from raydino.launch.inputs import open_inputs, resolve  # torch comes with them, so only now
+
+    labelled = open_inputs(recipe, resolve(recipe, cluster.folder)).labelled is not None
+    objective = KNN_TOP1 if labelled and "knn" in recipe.evals else RANKME
+    if command.dry_run:
+        return 0
+    folder = cluster.folder / f"ablation-{recipe.id}"
+    if folder.exists() and command.resume == "no":
+        raise ConfigError(
+            f"{folder} exists; --resume auto goes on with it and runs only what is not finished, or give another --name."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = _open_parent(plan, command, folder)
+    results = trials(plan.trials, cluster=cluster, folder=folder, objective=objective, parent=parent)
+    found = rows([outcome(result, objective) for result in results], plan.variants)
+    files = write_table(plan, found, folder, objective=objective, seconds=sum(result.seconds for result in results))
+    bad = [result for result in results if result.status != "finished"]
+    _close_parent(cluster.tracker(), parent, files, failed=bool(bad))
+    say(markdown(found, left_out=plan.left_out, objective=objective))
+    say(f"{len(results) - len(bad)} of {len(results)} runs finished\n{folder}")
+    return 1 if bad else 0
+
+
+def planned(recipe: Recipe, *, seeds: int, only: str | None) -> Ablation:
+    """What a command asks for. Raises ConfigError for seeds, names or combinations that cannot be."""
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: give at least 1, and 2 or more for differences to be told from chance.")
+    names = [name.strip().replace("-", "_") for name in (only or "").split(",") if name.strip()]
+    there, left_out = chosen(recipe, names)
+    plan = Ablation(recipe, tuple(there), tuple(left_out), range(recipe.seed, recipe.seed + seeds))
+    plan.trials  # noqa: B018 every recipe is made, and so checked, before anything runs
+    return plan
+
+
+def plan_text(plan: Ablation) -> str:
+    """What will be run: a line for each variant, then for what is left out and why."""
+    recipe, runs = plan.recipe, len(plan.seeds) * (1 + len(plan.variants))
+    images = runs * recipe.steps * recipe.global_batch
+    width = max(len(variant.name) for variant in plan.variants)
+    lines = [
+        f"{recipe.name}: {len(plan.variants)} variants and the full recipe, seeds {plan.seeds.start} to {plan.seeds.stop - 1}: "
+        f"{runs} runs of {recipe.steps:,} steps, {images:,} images"
+    ]
+    for variant in plan.variants:
+        expected = f"expected: {variant.expected}" if variant.expected else "nothing published"
+        lines.append(f"{variant.name:<{width}}  {variant.component}: {variant.change} ({expected})")
+    return "\n".join([*lines, *(f"left out  {part.name}: {part.reason}" for part in plan.left_out)])
+
+
+def outcome(result: TrialResult, objective: str) -> Outcome:
+    """A trial's result as the table takes it; when the alarm rang stands in the trial's record."""
+    rang = [step for step, row in read_metrics(result.run_dir / METRICS_FILE).items() if row.get(COLLAPSED)]
+    done = result.status == "finished"
+    return Outcome(
+        variant=result.trial.group,
+        seed=result.trial.recipe.seed,
+        score=result.metrics.get(objective) if done else None,
+        first_alarm=min(rang, default=None),
+        seconds=result.seconds,
+        failure="" if done else f"{result.status}: {result.reason}",
+    )
+
+
+def write_table(
+    plan: Ablation, found: Sequence[Row], folder: Path, *, objective: str, seconds: float
+) -> list[Path]:
+    """The table as Markdown, JSON and CSV, and its picture; returns the files. `seconds`: of all runs together."""
+    from raydino.launch.ablation.picture import draw
+
+    recipe = plan.recipe
+    about: dict[str, Any] = {
+        "recipe": recipe.name,
+        "fingerprint": recipe.fingerprint(exclude=NOT_IN_FINGERPRINT),
+        "objective": objective,
+        "steps": recipe.steps,
+        "images_per_run": recipe.steps * recipe.global_batch,
+        "seeds": list(plan.seeds),
+        "trial_hours": seconds / 3600,
+    }
+    texts = {
+        ".md": markdown(found, left_out=plan.left_out, objective=objective),
+        ".json": as_json(found, left_out=plan.left_out, about=about),
+        ".csv": as_csv(found),
+    }
+    for suffix, text in texts.items():
+        write(folder / f"{TABLE}{suffix}", text)
+    draw(found, folder / PICTURE, objective=objective)
+    return [*(folder / f"{TABLE}{suffix}" for suffix in texts), folder / PICTURE]
+
+
+def _open_parent(plan: Ablation, command: Command, folder: Path) -> str | None:
+    """The MLflow run that the trials' runs are children of; None where the tracker does not answer."""
+    from raydino.tracking.mlflow_run import create_run
+    from raydino.tracking.opening import Opening, TrackerUnavailable
+
+    path = folder / PARENT_FILE
+    known = json.loads(path.read_text())["mlflow_run_id"] if path.exists() else None
+    opening = Opening.of(
+        experiment=command.cluster.experiment,
+        run_name=folder.name,
+        params={**flat(plan.recipe.dump()), "variants": ", ".join(variant.name for variant in plan.variants)},
+        tags={"run_id": folder.name},
+        dataset=None,
+        recipe_yaml=plan.recipe.to_yaml(),
+        run_dir=folder,
+    )
+    try:
+        run_id = create_run(opening, tracking_uri=command.cluster.tracker(), run_id=known)
+    except TrackerUnavailable as error:
+        say(f"warning  {error}")
+        return known
+    write(path, json.dumps({"mlflow_run_id": run_id}))
+    return run_id
+
+
+def _close_parent(tracking_uri: str, run_id: str | None, files: Sequence[Path], *, failed: bool) -> None:
+    """Hand the table over and end the run; without a tracker the folder has it all the same."""
+    from raydino.tracking.mlflow_run import finish, open_tracker
+    from raydino.tracking.opening import absolute_uri
+
+    if run_id is None:
+        return
+    try:
+        tracker = open_tracker(absolute_uri(tracking_uri), run_id)
+        for path in files:
+            tracker.artifact(path)
+    except Exception as error:  # whatever an outage looks like; the table is in the folder
+        say(f"warning  the table could not be sent to MLflow ({type(error).__name__}); it is in {files[0].parent}")
+    finish(tracking_uri, run_id, "FAILED" if failed else "FINISHED")
