@@ -38,17 +38,8 @@ class Ablation:
     variants: tuple[Variant, ...]
     left_out: tuple[LeftOut, ...]
     seeds: range
-
-    @property
-    def trials(self) -> list[Trial]:
-        """Seed by seed, the full recipe first, so that an ablation that is cut short has whole comparisons."""
-        arms: tuple[Variant | None, ...] = (None, *self.variants)
-        return [
-            Trial(f"{name}-seed{seed}", applied(self.recipe, arm, seed=seed), name)
-            for seed in self.seeds
-            for arm in arms
-            for name in [arm.name if arm else FULL]
-        ]
+    trials: tuple[Trial, ...]
+    """Seed by seed, the full recipe first, so that an ablation that is cut short has whole comparisons."""
 
 
 def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> None:
@@ -64,13 +55,18 @@ def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> 
 def run(command: Command, *, trials: Callable[..., list[TrialResult]] = run_trials) -> int:
     """Carry out a command; returns the exit status: 0 if every run got to its last step. Raises ConfigError."""
     recipe, cluster = command.recipe, command.cluster
+    if command.allow_change:
+        raise ConfigError("--allow-change: runs of an ablation must not change on the way; give another --name.")
     plan = planned(recipe, seeds=command.more["seeds"], only=command.more["only"])
     say(plan_text(plan))
-    from raydino.launch.inputs import open_inputs, resolve  # torch comes with them, so only now
+    from raydino.launch.checks.facts import probe_speed  # torch comes with them, so only now
+    from raydino.launch.inputs import open_inputs, resolve
 
     labelled = open_inputs(recipe, resolve(recipe, cluster.folder)).labelled is not None
     objective = KNN_TOP1 if labelled and "knn" in recipe.evals else RANKME
     if command.dry_run:
+        seconds = len(plan.trials) * recipe.steps * recipe.global_batch / probe_speed(recipe, cluster)
+        say(f"about {seconds / 3600:.1f} h one after another at the full recipe's probed speed, judged by {objective}")
         return 0
     folder = cluster.folder / f"ablation-{recipe.id}"
     if folder.exists() and command.resume == "no":
@@ -95,14 +91,15 @@ def planned(recipe: Recipe, *, seeds: int, only: str | None) -> Ablation:
         raise ConfigError(f"--seeds {seeds}: give at least 1, and 2 or more for differences to be told from chance.")
     names = [name.strip().replace("-", "_") for name in (only or "").split(",") if name.strip()]
     there, left_out = chosen(recipe, names)
-    plan = Ablation(recipe, tuple(there), tuple(left_out), range(recipe.seed, recipe.seed + seeds))
-    plan.trials  # noqa: B018 every recipe is made, and so checked, before anything runs
-    return plan
+    over = range(recipe.seed, recipe.seed + seeds)
+    arms: tuple[tuple[str, Variant | None], ...] = ((FULL, None), *((variant.name, variant) for variant in there))
+    trials = [Trial(f"{name}-seed{seed}", applied(recipe, arm, seed=seed), name) for seed in over for name, arm in arms]
+    return Ablation(recipe, tuple(there), tuple(left_out), over, tuple(trials))
 
 
 def plan_text(plan: Ablation) -> str:
     """What will be run: a line for each variant, then for what is left out and why."""
-    recipe, runs = plan.recipe, len(plan.seeds) * (1 + len(plan.variants))
+    recipe, runs = plan.recipe, len(plan.trials)
     images = runs * recipe.steps * recipe.global_batch
     width = max(len(variant.name) for variant in plan.variants)
     lines = [
@@ -129,9 +126,7 @@ def outcome(result: TrialResult, objective: str) -> Outcome:
     )
 
 
-def write_table(
-    plan: Ablation, found: Sequence[Row], folder: Path, *, objective: str, seconds: float
-) -> list[Path]:
+def write_table(plan: Ablation, found: Sequence[Row], folder: Path, *, objective: str, seconds: float) -> list[Path]:
     """The table as Markdown, JSON and CSV, and its picture; returns the files. `seconds`: of all runs together."""
     from raydino.launch.ablation.picture import draw
 

@@ -135,11 +135,8 @@ def _agreement(
         return "yes" if alarms == runs else "in part" if alarms else "no"
     if direction is None or difference is None:
         return None
-    if variant.expected == "same":
-        if direction == "close":
-            small = half_width is not None and abs(difference) + half_width <= SAME
-            return "yes" if small else "too close to tell"
-        return "no"
+    if variant.expected == "same" and half_width is not None and abs(difference) + half_width <= SAME:
+        return "yes"
     if direction == "close":
         return "too close to tell"
     return "yes" if direction == variant.expected else "no"

@@ -68,7 +68,8 @@ def parse(
     argv: Sequence[str] | None = None,
     more: Sequence[Leaf] = (),
 ) -> Command:
-    """Read a command line. `recipe` holds without `--preset`; `argv` None takes the process's own; `more` are a script's own flags.
+    """Read a command line. `recipe` holds without `--preset`; `argv` None takes the process's own; `more` are flags of a script's
+    own, whose values come back in `Command.more`.
 
     `--help` and `--version` print and leave with SystemExit(0); anything that cannot be understood leaves with
     SystemExit(2) after one line per fault on stderr.
@@ -81,9 +82,7 @@ def parse(
         say(f"raydino {version()}")
         raise SystemExit(0)
     try:
-        sources = _ask(
-            flags, [w for w in words if w not in ("-h", "--help")], program=program, partial=True
-        )
+        sources = _ask(flags, [w for w in words if w not in ("-h", "--help")], program=program, partial=True)
         recipe = presets[sources["preset"]] if sources["preset"] else recipe
         cluster = ClusterConfig()
         if sources["config"]:
