@@ -128,6 +128,9 @@ def test_phases__a_step_has_the_small_views_before_the_curriculum_ends_and_the_f
             sizes = {name: group.size for name, group in views.crops.items()}
             assert sizes == ({"global": 224, "local": 96} if full else {"global": 112, "local": 48})
             assert views.grid == ((14, 14) if full else (7, 7))
+        for end in (0, 333, 500, 700):
+            cut = {step: views for steps, views in recipe.phases(start, end) for step in steps}
+            assert cut == {step: views for step, views in seen.items() if step < end}
     full = Recipe(steps=999)
     assert list(full.phases(7)) == [(range(7, 999), full.views)]
 

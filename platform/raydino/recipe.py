@@ -59,14 +59,16 @@ class Recipe(Config):
         """What the method asks to see of an image; under a curriculum, in the end."""
         return self.method.views(self.backbone).override({"fast_crops": self.data.fast_crops})
 
-    def phases(self, start: int = 0) -> Iterator[tuple[range, Views]]:
-        """The steps from `start` on in stretches whose views have one size, and those views; one stretch without a curriculum."""
-        small = in_steps(self.method.curriculum.length, self.steps) if self.method.curriculum is not None else 0
-        if start < min(small, self.steps):
-            small_views = self.method.small_views(self.backbone).override({"fast_crops": self.data.fast_crops})
-            yield range(start, min(small, self.steps)), small_views
-        if max(start, small) < self.steps:
-            yield range(max(start, small), self.steps), self.views
+    def phases(self, start: int = 0, end: int | None = None) -> Iterator[tuple[range, Views]]:
+        """Steps [start, end) in stretches whose views have one size, with those views: one stretch without a curriculum, at most
+        two with one. `end` None is the run's."""
+        end = self.steps if end is None else end
+        grown = in_steps(self.method.curriculum.length, self.steps) if self.method.curriculum is not None else 0
+        if start < min(grown, end):
+            small = self.method.small_views(self.backbone).override({"fast_crops": self.data.fast_crops})
+            yield range(start, min(grown, end)), small
+        if max(start, grown) < end:
+            yield range(max(start, grown), end), self.views
 
     @property
     def learning_rate(self) -> float:

@@ -67,8 +67,7 @@ def stream_of(
     inputs: Inputs, start: int, *, rank: int = 0, world: int = 1, steps: int, recipe: Recipe = RECIPE
 ) -> Generator[Batch, None, None]:
     """The batches of `steps` steps of a run that began, or went on, at `start`."""
-    for phase, views in recipe.phases(start):
-        asked = range(phase.start, min(phase.stop, start + steps))
+    for asked, views in recipe.phases(start, start + steps):
         yield from batches(
             inputs.collection,
             inputs.plan,

@@ -10,7 +10,7 @@ import pytest
 from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
 from raydino.launch.ablation.command import FLAGS, Ablation, outcome, plan_text, planned, run
-from raydino.launch.sweep.trials import Evaluation, Trial, TrialResult
+from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
 from raydino.launch.terminal.command import Command, parse
 from raydino.recipe import Recipe
 from raydino.tracking.run import COLLAPSED, KNN_TOP1, RANKME
@@ -149,7 +149,8 @@ def test_run__leaves_the_table_in_its_folder_and_in_mlflow(
 def test_run__a_failed_run_is_named_and_the_exit_status_says_so(
     command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("raydino.launch.ablation.command._open_parent", lambda *_: None)
+    for name in ("_open_parent", "_close_parent"):
+        monkeypatch.setattr(f"raydino.launch.ablation.command.{name}", lambda *_, **__: None)
     assert run(command("--only", "no_koleo"), trials=Pretend(["no_koleo-seed1"])) == 1
     said = capsys.readouterr().out
     assert "Failed, `no_koleo`, seed 1: failed: out of memory" in said and "5 of 6 runs finished" in said
@@ -160,7 +161,8 @@ def test_run__a_failed_run_is_named_and_the_exit_status_says_so(
 def test_run__without_evaluations_is_judged_by_rankme(
     command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("raydino.launch.ablation.command._open_parent", lambda *_: None)
+    for name in ("_open_parent", "_close_parent"):
+        monkeypatch.setattr(f"raydino.launch.ablation.command.{name}", lambda *_, **__: None)
     pretend = Pretend()
     run(command("--only", "no_koleo", labels=False), trials=pretend)
     assert pretend.about["objective"] == RANKME

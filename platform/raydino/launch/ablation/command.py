@@ -4,7 +4,6 @@ A run for each variant and seed, and as many of the full recipe, all through `ru
 recipe alone: more seeds or other variants join those that are there, and what is finished is not run again.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from raydino.config import ConfigError
 from raydino.launch.ablation.table import Outcome, Row, as_csv, as_json, markdown, rows
 from raydino.launch.ablation.variants import FULL, LeftOut, Variant, applied, chosen
 from raydino.launch.resume import flat, write
-from raydino.launch.sweep.trials import Trial, TrialResult, run_trials
+from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.sweep.trials import run_trials
 from raydino.launch.terminal.command import Command, Leaf, fail, parse, say
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from raydino.tracking.run import COLLAPSED, KNN_TOP1, RANKME
@@ -22,7 +22,6 @@ from raydino.tracking.spool import METRICS_FILE, read_metrics
 
 TABLE, PICTURE = "ablation", "ablation.png"
 """The table's files in the ablation's folder (with .md, .json and .csv), and its picture."""
-PARENT_FILE = "parent.json"
 
 FLAGS = (
     Leaf("seeds", int, 3, "Runs of each variant, from `--seed` on; with one, no difference can be told."),
@@ -74,12 +73,12 @@ def run(command: Command, *, trials: Callable[..., list[TrialResult]] = run_tria
             f"{folder} exists; --resume auto goes on with it and runs only what is not finished, or give another --name."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    parent = _open_parent(plan, command, folder)
+    parent = _open_parent(recipe, command, folder)
     results = trials(plan.trials, cluster=cluster, folder=folder, objective=objective, parent=parent)
     found = rows([outcome(result, objective) for result in results], plan.variants)
     files = write_table(plan, found, folder, objective=objective, seconds=sum(result.seconds for result in results))
     bad = [result for result in results if result.status != "finished"]
-    _close_parent(cluster.tracker(), parent, files, failed=bool(bad))
+    _close_parent(cluster.tracker(), folder, files, failed=bool(bad))
     say(markdown(found, left_out=plan.left_out, objective=objective))
     say(f"{len(results) - len(bad)} of {len(results)} runs finished\n{folder}")
     return 1 if bad else 0
@@ -119,7 +118,7 @@ def outcome(result: TrialResult, objective: str) -> Outcome:
     return Outcome(
         variant=result.trial.group,
         seed=result.trial.recipe.seed,
-        score=result.metrics.get(objective) if done else None,
+        score=result.value(objective) if done else None,
         first_alarm=min(rang, default=None),
         seconds=result.seconds,
         failure="" if done else f"{result.status}: {result.reason}",
@@ -151,42 +150,34 @@ def write_table(plan: Ablation, found: Sequence[Row], folder: Path, *, objective
     return [*(folder / f"{TABLE}{suffix}" for suffix in texts), folder / PICTURE]
 
 
-def _open_parent(plan: Ablation, command: Command, folder: Path) -> str | None:
+def _open_parent(recipe: Recipe, command: Command, folder: Path) -> str | None:
     """The MLflow run that the trials' runs are children of; None where the tracker does not answer."""
+    from raydino.launch.prepare import code_tags
     from raydino.tracking.mlflow_run import create_run
     from raydino.tracking.opening import Opening, TrackerUnavailable
 
-    path = folder / PARENT_FILE
-    known = json.loads(path.read_text())["mlflow_run_id"] if path.exists() else None
-    opening = Opening.of(
+    opening = Opening.of(  # the same again for an ablation that is taken up again
         experiment=command.cluster.experiment,
         run_name=folder.name,
-        params={**flat(plan.recipe.dump()), "variants": ", ".join(variant.name for variant in plan.variants)},
-        tags={"run_id": folder.name},
+        params=flat(recipe.dump()),
+        tags={**code_tags(), "run_id": folder.name},
         dataset=None,
-        recipe_yaml=plan.recipe.to_yaml(),
+        recipe_yaml=recipe.to_yaml(),
         run_dir=folder,
     )
     try:
-        run_id = create_run(opening, tracking_uri=command.cluster.tracker(), run_id=known)
+        return create_run(opening, tracking_uri=command.cluster.tracker())
     except TrackerUnavailable as error:
         say(f"warning  {error}")
-        return known
-    write(path, json.dumps({"mlflow_run_id": run_id}))
-    return run_id
+        return None
 
 
-def _close_parent(tracking_uri: str, run_id: str | None, files: Sequence[Path], *, failed: bool) -> None:
-    """Hand the table over and end the run; without a tracker the folder has it all the same."""
-    from raydino.tracking.mlflow_run import finish, open_tracker
-    from raydino.tracking.opening import absolute_uri
+def _close_parent(tracking_uri: str, folder: Path, files: Sequence[Path], *, failed: bool) -> None:
+    """Hand the table to MLflow and end the run; during an outage the folder has it all the same."""
+    from raydino.tracking.opening import TrackerUnavailable
+    from raydino.tracking.tree import settle
 
-    if run_id is None:
-        return
     try:
-        tracker = open_tracker(absolute_uri(tracking_uri), run_id)
-        for path in files:
-            tracker.artifact(path)
-    except Exception as error:  # whatever an outage looks like; the table is in the folder
-        say(f"warning  the table could not be sent to MLflow ({type(error).__name__}); it is in {files[0].parent}")
-    finish(tracking_uri, run_id, "FAILED" if failed else "FINISHED")
+        settle(folder, tracking_uri=tracking_uri, status="FAILED" if failed else "FINISHED", tags={}, files=files)
+    except TrackerUnavailable as error:
+        say(f"warning  {error}")

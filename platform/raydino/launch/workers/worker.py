@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -80,7 +80,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
             f"data.path = {recipe.data.path}: changed while the run went on (digest {now[:16]}…, it began with "
             f"{job.data_digest[:16]}…); restore it, or start a run under another name."
         )
-    loop = build_loop(recipe, job.cluster, get_device())
+    loop = build_loop(recipe, job.cluster, _device(job))
     keeper = Keeper(job, loop, claim)
     start = progress.done = keeper.restore()
     record = Record(job, rank, loop.device)
@@ -105,6 +105,13 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
 
 
+def _device(job: Job) -> torch.device:
+    """What this worker trains on: Ray Train's choice, or what Ray has reserved for a trial."""
+    if not job.alone:
+        return get_device()
+    return torch.device("cuda:0" if job.cluster.use_gpu(torch.cuda.device_count()) else "cpu")
+
+
 def _follow(
     job: Job,
     reports: Iterable[StepReport],
@@ -115,11 +122,11 @@ def _follow(
     watchdog: Watchdog,
 ) -> None:
     """Record, judge and keep what the training reports, until it ends or is asked to stop."""
-    recipe, wishes = job.recipe, Wishes(job.run_dir, judge.device)
+    recipe, wishes = job.recipe, Wishes(job.run_dir, judge.device, alone=job.alone)
     for report in reports:
         done = progress.done = report.step + 1
         watchdog.beat(done)
-        last, wish = done == recipe.steps, wishes.after_step()
+        last, wish = done >= job.last_step, wishes.after_step()
         record.note(keeper.poll())
         record.step(report, now=last or wish.stop or done % recipe.cadence.log == 0)
         with record.rate.paused(), watchdog.patience():
@@ -129,6 +136,8 @@ def _follow(
                 log.warning("step %d: saved, because nodes are about to go or to come (%s)", done, wish)
             if last or _due(done, recipe.cadence.evaluate, recipe.steps):
                 judge.evaluate(done)
+                if job.judged and not last and wishes.wait_for_verdict(done):
+                    wish = replace(wish, stop=True)
             if last or wish.stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
                 record.note(keeper.save(done))
         if wish.stop:
@@ -141,7 +150,7 @@ def _stream(
     """All batches from `start` on. Where a curriculum changes their size the pipeline starts anew, as after a restart: windows
     that hold images of both sizes are read twice, and a bad image may be reported again."""
     recipe = job.recipe
-    for steps, views in recipe.phases(start):
+    for steps, views in recipe.phases(start, job.last_step):
         yield from batches(
             inputs.collection,
             inputs.plan,
