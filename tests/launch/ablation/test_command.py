@@ -1,8 +1,11 @@
 """From a command line to the table, with runs that only pretend; tests/launch/sweep has the real ones."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,6 +159,34 @@ def test_run__a_failed_run_is_named_and_the_exit_status_says_so(
     assert "Failed, `no_koleo`, seed 1: failed: out of memory" in said and "5 of 6 runs finished" in said
     rows = json.loads((_folder(tmp_path) / "ablation.json").read_text())["rows"]
     assert set(rows[1]["scores"]) == {"0", "2"} and rows[1]["runs"] == 3
+
+
+class Stopped(Pretend):
+    """Is asked to stop when the second of its runs has ended."""
+
+    def __call__(self, trials: Sequence[Trial], *, watch: Callable[[Any], bool], **about: Any) -> list[TrialResult]:
+        board, results = SimpleNamespace(results={}), []
+        for trial in trials:
+            results += super().__call__([trial], **about)
+            board.results[trial.name] = results[-1]
+            if len(results) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if not watch(board):
+                break
+        return results
+
+
+def test_run__asked_to_stop_it_begins_no_more_runs_and_shows_what_there_is(
+    command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("_open_parent", "_close_parent"):
+        monkeypatch.setattr(f"raydino.launch.ablation.command.{name}", lambda *_, **__: None)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(command("--only", "no_koleo,curriculum"), trials=Stopped()) == 1
+    said = capsys.readouterr().out
+    assert "2 of 9  curriculum-seed0 finished, knn/top1 0.501" in said
+    assert "2 of 9 runs finished; go on with --resume auto" in said and "| not run |" in said
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_run__without_evaluations_is_judged_by_rankme(

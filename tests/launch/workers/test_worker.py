@@ -94,26 +94,24 @@ def test_train_worker__too_many_undecodable_images_stop_the_run_with_the_counts(
     assert table and all(json.loads(line)["reason"] for line in table)
 
 
-def test_train_worker__a_curriculum_has_the_same_losses_cut_in_the_worker_and_in_the_cluster(
-    ray_cluster: None, tiny: Path, small_images: Path, tmp_path: Path
+def test_train_worker__a_curriculum_has_the_same_losses_cut_in_the_cluster_and_without_ray(
+    ray_cluster: None, train_here: Callable[..., Any], tiny: Path, small_images: Path, tmp_path: Path
 ):
     """Windows that hold images of both sizes are cut twice in the cluster; who cuts must not show."""
     recipe = Recipe().override(read_yaml_file(tiny)).override({"cadence": {"evaluate": 0, "checkpoint": 0}})
     grown = recipe.override({"method.curriculum": {"length": 0.5, "global_size": 16, "local_size": 8}})
-    losses = {}
-    for name, of, where in (("plain", recipe, "worker"), ("worker", grown, "worker"), ("cluster", grown, "cluster")):
-        job = Job(
-            recipe=of,
-            cluster=ClusterConfig(cpus_per_worker=0.5, threads=1, decode_in=where, storage=str(tmp_path)),
-            run_dir=tmp_path / name,
-            data_path=str(small_images),
-            data_digest=open_collection(str(small_images), split="train").manifest.digest,
-            tracking_uri="",
-            mlflow_run_id=None,
-        )
-        job.run_dir.mkdir()
-        fit(job)
-        rows = read_metrics(job.run_dir / METRICS_FILE)
-        losses[name] = {step: row[LOSS_TOTAL] for step, row in rows.items() if LOSS_TOTAL in row}
-    assert losses["worker"] == losses["cluster"] and list(losses["worker"]) == list(range(1, 13))
-    assert losses["worker"] != losses["plain"]
+    job = Job(
+        recipe=grown,
+        cluster=ClusterConfig(cpus_per_worker=0.5, threads=1, decode_in="cluster", storage=str(tmp_path)),
+        run_dir=tmp_path,
+        data_path=str(small_images),
+        data_digest=open_collection(str(small_images), split="train").manifest.digest,
+        tracking_uri="",
+        mlflow_run_id=None,
+    )
+    fit(job)
+    rows = read_metrics(job.run_dir / METRICS_FILE)
+    losses = [row[LOSS_TOTAL] for row in rows.values() if LOSS_TOTAL in row]
+    expected = [float(report.metrics[LOSS_TOTAL]) for report in train_here(grown, small_images)]
+    assert losses == pytest.approx(expected, rel=1e-6) and len(losses) == 12
+    assert losses != pytest.approx([float(r.metrics[LOSS_TOTAL]) for r in train_here(recipe, small_images)], rel=1e-2)

@@ -4,10 +4,12 @@ A run for each variant and seed, and as many of the full recipe, all through `ru
 recipe alone: more seeds or other variants join those that are there, and what is finished is not run again.
 """
 
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
 from raydino.launch.ablation.table import Outcome, Row, as_csv, as_json, markdown, rows
@@ -19,6 +21,9 @@ from raydino.launch.terminal.command import Command, Leaf, fail, parse, say
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from raydino.tracking.run import COLLAPSED, KNN_TOP1, RANKME
 from raydino.tracking.spool import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:
+    from raydino.launch.sweep.board import Board
 
 TABLE, PICTURE = "ablation", "ablation.png"
 """The table's files in the ablation's folder (with .md, .json and .csv), and its picture."""
@@ -74,14 +79,17 @@ def run(command: Command, *, trials: Callable[..., list[TrialResult]] = run_tria
         )
     folder.mkdir(parents=True, exist_ok=True)
     parent = _open_parent(recipe, command, folder)
-    results = trials(plan.trials, cluster=cluster, folder=folder, objective=objective, parent=parent)
+    with _Watch(objective, runs=len(plan.trials)) as watch:
+        about = {"cluster": cluster, "folder": folder, "objective": objective, "parent": parent}
+        results = trials(plan.trials, **about, watch=watch)
     found = rows([outcome(result, objective) for result in results], plan.variants)
     files = write_table(plan, found, folder, objective=objective, seconds=sum(result.seconds for result in results))
-    bad = [result for result in results if result.status != "finished"]
-    _close_parent(cluster.tracker(), folder, files, failed=bool(bad))
+    finished = sum(result.status == "finished" for result in results)
+    missing = len(plan.trials) - finished
+    _close_parent(cluster.tracker(), folder, files, failed=missing > 0)
     say(markdown(found, left_out=plan.left_out, objective=objective))
-    say(f"{len(results) - len(bad)} of {len(results)} runs finished\n{folder}")
-    return 1 if bad else 0
+    say(f"{finished} of {len(plan.trials)} runs finished{'; go on with --resume auto' if missing else ''}\n{folder}")
+    return 1 if missing else 0
 
 
 def planned(recipe: Recipe, *, seeds: int, only: str | None) -> Ablation:
@@ -148,6 +156,41 @@ def write_table(plan: Ablation, found: Sequence[Row], folder: Path, *, objective
         write(folder / f"{TABLE}{suffix}", text)
     draw(found, folder / PICTURE, objective=objective)
     return [*(folder / f"{TABLE}{suffix}" for suffix in texts), folder / PICTURE]
+
+
+class _Watch:
+    """Says when a run ends. Ctrl-C or SIGTERM lets those that run save and leave, and begins no more; twice leaves at once."""
+
+    def __init__(self, objective: str, *, runs: int) -> None:
+        self._objective, self._runs = objective, runs
+        self._said: set[str] = set()
+        self._before: dict[int, Any] = {}
+        self._asked = False
+
+    def __enter__(self) -> "_Watch":
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            self._before[kind] = signal.signal(kind, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def __call__(self, board: "Board") -> bool:
+        """Whether to go on."""
+        for name, result in list(board.results.items()):
+            if name not in self._said:
+                self._said.add(name)
+                value = result.value(self._objective)
+                shown = f", {self._objective} {value:.3f}" if value is not None else ""
+                say(f"{len(self._said)} of {self._runs}  {name} {result.status}{shown} {result.reason}".rstrip())
+        return not self._asked
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self._asked:
+            os._exit(128 + number)
+        self._asked = True
+        say("stopping: runs save and leave; once more to leave at once")
 
 
 def _open_parent(recipe: Recipe, command: Command, folder: Path) -> str | None:

@@ -188,7 +188,7 @@ def as_csv(found: Sequence[Row]) -> str:
 
 def _score(row: Row) -> str:
     if row.mean is None:
-        return "failed"
+        return "failed" if row.runs else "not run"
     spread = "" if row.spread is None else f" ± {row.spread:.3f}"
     missing = f" ({len(row.scores)} of {row.runs} runs)" if len(row.scores) < row.runs else ""
     return f"{row.mean:.3f}{spread}{missing}"
