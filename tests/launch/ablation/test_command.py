@@ -146,6 +146,7 @@ def test_run__leaves_the_table_in_its_folder_and_in_mlflow(
         run(command("--only", "no_koleo"), trials=again)
     assert run(command("--only", "no_koleo", "--seeds", "4", "--resume", "auto"), trials=again) == 0
     assert again.about["parent"] == pretend.about["parent"]  # the same folder, the same run in MLflow
+    assert run(command("--only", "no_koleo", "--seed", "9", "--seeds", "1", "--resume", "auto"), trials=Pretend()) == 0
     assert [trial.name for trial in again.asked][:2] == ["full-seed0", "no_koleo-seed0"] and len(again.asked) == 8
 
 

@@ -1,7 +1,7 @@
 """`python recipes/ablate.py`: from a command line to the table of an ablation.
 
 A run for each variant and seed, and as many of the full recipe, all through `run_trials`. The ablation's folder is named by the
-recipe alone: more seeds or other variants join those that are there, and what is finished is not run again.
+recipe whatever its seed: more seeds or other variants join those that are there, and what is finished is not run again.
 """
 
 import os
@@ -72,7 +72,7 @@ def run(command: Command, *, trials: Callable[..., list[TrialResult]] = run_tria
         seconds = len(plan.trials) * recipe.steps * recipe.global_batch / probe_speed(recipe, cluster)
         say(f"about {seconds / 3600:.1f} h one after another at the full recipe's probed speed, judged by {objective}")
         return 0
-    folder = cluster.folder / f"ablation-{recipe.id}"
+    folder = cluster.folder / f"ablation-{recipe.override({'seed': 0}).id}"
     if folder.exists() and command.resume == "no":
         raise ConfigError(
             f"{folder} exists; --resume auto goes on with it and runs only what is not finished, or give another --name."
