@@ -2,7 +2,7 @@
 
     python recipes/ablate.py                                    # DINOv2 on built-in images, two CPU cores: hours; --dry-run tells
     python recipes/ablate.py --steps 100 --seeds 3 --only no-koleo,no-ibot,curriculum
-    python recipes/ablate.py --preset dino-cifar --data PATH --seeds 5
+    python recipes/ablate.py --recipe dino --preset cifar --data PATH --seeds 5
     python recipes/ablate.py --resume auto                      # goes on; more seeds or variants join those that are there
     python recipes/ablate.py --dry-run                          # the variants, what is left out and why, runs and images
 
@@ -17,11 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # thi
 
 from presets import DINO, DINOV2
 
-from raydino.launch.ablation.command import main
+from raydino.launch.ablation.driver import main
 
 if __name__ == "__main__":
-    main(
-        DINOV2["laptop"],
-        {**DINOV2, **{f"dino-{name}": recipe for name, recipe in DINO.items()}},
-        description=__doc__ or "",
-    )
+    main({"dinov2": DINOV2, "dino": DINO}, description=__doc__ or "")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.terminal.command import Leaf, leaves, parse
+from raydino.launch.terminal.command import leaves, parse
 from raydino.methods.config import DINOConfig, DINOv2Config
 from raydino.nn.config import HeadConfig
 from raydino.recipe import Recipe
@@ -64,17 +64,6 @@ def test_parse__short_spelling_of_prototypes(word):
 @pytest.mark.parametrize("word", ["--data", "--data.path"])
 def test_parse__short_spelling_of_data(word):
     assert read(word, "s3://bucket/x").recipe.data.path == "s3://bucket/x"
-
-
-def test_parse__flags_of_a_script_s_own_stand_beside_the_fields(capsys):
-    more = [Leaf("trials", int, 4, "How many."), Leaf("only", str | None, None, "Which.")]
-    words = ["--trials", "7", "--steps", "9"]
-    command = parse(PRESETS["laptop"], PRESETS, description="", argv=words, more=more)
-    assert command.more == {"trials": 7, "only": None} and command.recipe.steps == 9
-    with pytest.raises(SystemExit):
-        parse(PRESETS["laptop"], PRESETS, description="", argv=["--help"], more=more)
-    assert "--trials INT = 4  How many." in capsys.readouterr().out
-    assert "--trials" in refused(capsys, *words)  # a script without them
 
 
 def test_parse__a_curriculum_is_made_by_its_flags():

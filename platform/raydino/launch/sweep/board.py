@@ -72,6 +72,8 @@ class Board:
 
     def __post_init__(self) -> None:
         self._stopping, self._lock = False, threading.RLock()
+        self.error: ConfigError | None = None
+        """Why there are no more trials, where that is a fault."""
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles whatever it is given, for a restart of its own that is never made."""
@@ -84,7 +86,7 @@ class Board:
     def next(self, key: str) -> Job | None:
         """The job of the next trial to run, which Tune calls `key`; None when none is left. Those that are over are passed by,
         those that cannot be run fail here, and neither takes a place from the others."""
-        while not self._stopping and (trial := self.source.ask()) is not None:
+        while not self._stopping and (trial := self._asked()) is not None:
             self.order.append(trial.name)
             run_dir = self.run_dir(trial)
             try:
@@ -106,6 +108,13 @@ class Board:
                 self.running[key] = trial
             return job
         return None
+
+    def _asked(self) -> Trial | None:
+        try:
+            return self.source.ask()
+        except ConfigError as error:  # in Tune's thread; raised by `run_trials` when those that run are over
+            self.error = error
+            return None
 
     def evaluated(self, key: str, images: int, value: float | None) -> None:
         """A trial has been evaluated; it is asked to stop if the judge says so."""

@@ -27,6 +27,8 @@ class Ending:
     reason: str
     step: int
     """Finished steps."""
+    recorded: str | None = None
+    """MLflow run below which this ending is recorded; empty for one without a parent, None where it is not recorded yet."""
 
 
 def end(run_dir: Path, ending: Ending) -> None:

@@ -78,7 +78,7 @@ def run_trials(
             source,
             folder,
             prepare=Prepare(here, parent=parent, judged=judge is not None),
-            ended=lambda result: settle_trial(result, here),
+            ended=lambda result: settle_trial(result, here, parent=parent),
             judge=judge,
         )
         tuning = Tuning(
@@ -94,6 +94,8 @@ def run_trials(
                 board.stop()
         watch(board)
         tuning.check()
+        if board.error is not None:
+            raise board.error
     return [board.results[name] for name in board.order]
 
 

@@ -41,8 +41,8 @@ class Command:
     """Whether to print the plan and stop."""
     allow_change: tuple[str, ...] = ()
     """Fields of the recipe, dotted, that may differ from those of the run that is resumed; a name permits all below it."""
-    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Values of the flags that a script has besides, by path."""
+    more: Config | None = None
+    """Settings of a command that has its own besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,42 +66,44 @@ def parse(
     *,
     description: str,
     argv: Sequence[str] | None = None,
-    more: Sequence[Leaf] = (),
+    more: Config | None = None,
 ) -> Command:
-    """Read a command line. `recipe` holds without `--preset`; `argv` None takes the process's own; `more` are flags of a script's
-    own, whose values come back in `Command.more`.
+    """Read a command line. `recipe` holds without `--preset`; `argv` None takes the process's own; the fields of `more` are
+    flags as well.
 
     `--help` and `--version` print and leave with SystemExit(0); anything that cannot be understood leaves with
     SystemExit(2) after one line per fault on stderr.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     program = Path(sys.argv[0]).name or "raydino"
-    flags = [*_sources(presets), *more]
     wants_help = any(word in ("-h", "--help") for word in words)
     if "--version" in words:
         say(f"raydino {version()}")
         raise SystemExit(0)
     try:
-        sources = _ask(flags, [w for w in words if w not in ("-h", "--help")], program=program, partial=True)
+        sources = _ask(
+            _sources(presets), [w for w in words if w not in ("-h", "--help")], program=program, partial=True
+        )
         recipe = presets[sources["preset"]] if sources["preset"] else recipe
         cluster = ClusterConfig()
         if sources["config"]:
             recipe = _from_file(recipe, sources["config"])
         if sources["cluster"]:
             cluster = _from_file(cluster, sources["cluster"])
-        groups = {"recipe": list(leaves(recipe, "")), "cluster": list(leaves(cluster, "cluster."))}
+        own = {} if more is None else {"settings": list(leaves(more, ""))}
+        groups = {**own, "recipe": list(leaves(recipe, "")), "cluster": list(leaves(cluster, "cluster."))}
         if wants_help:
-            say(_help(program, description, flags, groups))
+            say(_help(program, description, presets, groups))
             raise SystemExit(0)
         both = [leaf for group in groups.values() for leaf in group]
-        given = _ask([*flags, *both], words, program=program, partial=False)
+        given = _ask([*_sources(presets), *both], words, program=program, partial=False)
         return Command(
             recipe=recipe.override(_changes(groups["recipe"], given, "")),
             cluster=cluster.override(_changes(groups["cluster"], given, "cluster.")),
             resume=given["resume"],
             dry_run=given["dry_run"],
             allow_change=_allowed(given["allow_change"], resume=given["resume"]),
-            more={leaf.path: given[leaf.path] for leaf in more},
+            more=None if more is None else more.override(_changes(groups["settings"], given, "")),
         )
     except ConfigError as error:
         fail(str(error))
@@ -223,11 +225,11 @@ def _optional(leaf: Leaf, owner: str) -> Leaf:
     return Leaf(leaf.path, leaf.type | None, None, f"{leaf.help} {owner} is None until one of its fields is set.")
 
 
-def _help(program: str, description: str, flags: Sequence[Leaf], groups: Mapping[str, Sequence[Leaf]]) -> str:
+def _help(program: str, description: str, presets: Mapping[str, Recipe], groups: Mapping[str, Sequence[Leaf]]) -> str:
     """One line per field under a heading per config."""
     lines = [f"usage: {program} [OPTIONS]", "", description.strip(), "", "command"]
     lines += ["  -h, --help  Show this and leave.", "  --version  Print the version and leave."]
-    lines += [_help_line(leaf) for leaf in flags]
+    lines += [_help_line(leaf) for leaf in _sources(presets)]
     for name, group in groups.items():
         by_owner: dict[str, list[Leaf]] = {}
         for leaf in group:

@@ -12,14 +12,15 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
-from raydino.launch.ablation.command import FLAGS, Ablation, outcome, plan_text, planned, run
+from raydino.launch.ablation.config import AblationConfig
+from raydino.launch.ablation.driver import outcome, plan_text, planned, run
 from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
 from raydino.launch.terminal.command import Command, parse
 from raydino.recipe import Recipe
 from raydino.tracking.run import COLLAPSED, KNN_TOP1, RANKME
 from raydino.tracking.spool import Spool
 
-RECIPE = Recipe(name="small", steps=8, global_batch=16, lanes=4, evals={}).override(
+RECIPE = Recipe(name="small", steps=8, global_batch=16, lanes=4).override(
     {
         "backbone": {"patch_size": 8, "width": 32, "depth": 2, "heads": 2},
         "method": {
@@ -35,8 +36,8 @@ EFFECT = {"full": 0.0, "no_koleo": -0.1, "no_centering": -0.3, "curriculum": 0.0
 class Pretend:
     """In the place of `run_trials`: scores by variant and seed, records with alarms for `no_centering`."""
 
-    def __init__(self, failing: Sequence[str] = ()) -> None:
-        self.failing, self.asked = failing, list[Trial]()
+    def __init__(self, failing: Sequence[str] = (), *, labels: bool = True) -> None:
+        self.failing, self.asked, self.labels = failing, list[Trial](), labels
         self.about: dict[str, Any] = {}
 
     def __call__(self, trials: Sequence[Trial], *, folder: Path, **about: Any) -> list[TrialResult]:
@@ -49,7 +50,7 @@ class Pretend:
             spool.log({COLLAPSED: float(trial.group == "no_centering" and step > 4)}, step)
         spool.close("FINISHED")
         score = 0.5 + 0.02 * trial.recipe.seed + EFFECT[trial.group] + 0.001 * (trial.recipe.seed % 2)
-        history = (Evaluation(8, 128, {KNN_TOP1: score, RANKME: 10 * score}),)
+        history = (Evaluation(8, 128, {KNN_TOP1: score, RANKME: 10 * score} if self.labels else {RANKME: 10 * score}),)
         failed = trial.name in self.failing
         return TrialResult(
             trial,
@@ -74,14 +75,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(images: Path, tmp_path: Path) -> Callable[..., Command]:
     """A parsed command line on the small recipe."""
 
-    def ask(*words: str, labels: bool = True) -> Command:
+    def ask(*words: str) -> Command:
         recipe = RECIPE.override({"data.path": str(images)})
-        if labels:
-            recipe = recipe.override({"evals": Recipe().evals})
         storage = ("--cluster.storage", str(tmp_path / "runs"))
-        return parse(recipe, {}, description="", argv=[*storage, *words], more=FLAGS)
+        return parse(recipe, {}, description="", argv=[*storage, *words], more=AblationConfig())
 
     return ask
+
+
+@pytest.fixture
+def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open_parent", "close_parent"):
+        monkeypatch.setattr(f"raydino.launch.sweep.prepare.{name}", lambda *_, **__: None)
 
 
 def _folder(tmp_path: Path) -> Path:
@@ -90,7 +95,7 @@ def _folder(tmp_path: Path) -> Path:
 
 
 def test_planned__full_recipe_and_every_variant_at_the_same_seeds_and_budget():
-    plan = planned(RECIPE.override({"seed": 5}), seeds=2, only=None)
+    plan = planned(RECIPE.override({"seed": 5}), AblationConfig(seeds=2))
     assert {trial.recipe.seed for trial in plan.trials} == {5, 6} and plan.trials[0].group == "full"
     groups = [trial.group for trial in plan.trials]
     assert groups[: len(groups) // 2] == groups[len(groups) // 2 :] == ["full", *(v.name for v in plan.variants)]
@@ -101,14 +106,12 @@ def test_planned__full_recipe_and_every_variant_at_the_same_seeds_and_budget():
 
 
 def test_planned__refuses_before_anything_runs():
-    with pytest.raises(ConfigError, match="--seeds 0"):
-        planned(RECIPE, seeds=0, only=None)
     with pytest.raises(ConfigError, match="--only no_kole: no such variant; did you mean no_koleo"):
-        planned(RECIPE, seeds=1, only="curriculum, no-kole")
+        planned(RECIPE, AblationConfig(only="curriculum, no-kole"))
 
 
 def test_plan_text__names_every_variant_and_what_is_left_out():
-    plan = planned(RECIPE.override({"method.koleo_weight": 0.0}), seeds=3, only=None)
+    plan = planned(RECIPE.override({"method.koleo_weight": 0.0}), AblationConfig())
     text = plan_text(plan)
     assert all(variant.name in text and variant.change in text for variant in plan.variants)
     assert "left out  no_koleo: the recipe has no KoLeo" in text
@@ -150,11 +153,10 @@ def test_run__leaves_the_table_in_its_folder_and_in_mlflow(
     assert [trial.name for trial in again.asked][:2] == ["full-seed0", "no_koleo-seed0"] and len(again.asked) == 8
 
 
+@pytest.mark.usefixtures("no_tracker")
 def test_run__a_failed_run_is_named_and_the_exit_status_says_so(
-    command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., Command], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for name in ("_open_parent", "_close_parent"):
-        monkeypatch.setattr(f"raydino.launch.ablation.command.{name}", lambda *_, **__: None)
     assert run(command("--only", "no_koleo"), trials=Pretend(["no_koleo-seed1"])) == 1
     said = capsys.readouterr().out
     assert "Failed, `no_koleo`, seed 1: failed: out of memory" in said and "5 of 6 runs finished" in said
@@ -166,7 +168,7 @@ class Stopped(Pretend):
     """Is asked to stop when the second of its runs has ended."""
 
     def __call__(self, trials: Sequence[Trial], *, watch: Callable[[Any], bool], **about: Any) -> list[TrialResult]:
-        board, results = SimpleNamespace(results={}), []
+        board, results = SimpleNamespace(results={}, snapshot=list), []
         for trial in trials:
             results += super().__call__([trial], **about)
             board.results[trial.name] = results[-1]
@@ -177,27 +179,27 @@ class Stopped(Pretend):
         return results
 
 
+@pytest.mark.usefixtures("no_tracker")
 def test_run__asked_to_stop_it_begins_no_more_runs_and_shows_what_there_is(
-    command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., Command], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for name in ("_open_parent", "_close_parent"):
-        monkeypatch.setattr(f"raydino.launch.ablation.command.{name}", lambda *_, **__: None)
     before = signal.getsignal(signal.SIGTERM)
-    assert run(command("--only", "no_koleo,curriculum"), trials=Stopped()) == 1
+    assert run(command("--only", "no_koleo,curriculum"), trials=Stopped()) == 128 + signal.SIGTERM
     said = capsys.readouterr().out
-    assert "2 of 9  curriculum-seed0 finished, knn/top1 0.501" in said
     assert "2 of 9 runs finished; go on with --resume auto" in said and "| not run |" in said
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_run__without_evaluations_is_judged_by_rankme(
-    command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_tracker")
+def test_run__without_labels_rankme_is_asked_for_and_serves(
+    command: Callable[..., Command], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for name in ("_open_parent", "_close_parent"):
-        monkeypatch.setattr(f"raydino.launch.ablation.command.{name}", lambda *_, **__: None)
-    pretend = Pretend()
-    run(command("--only", "no_koleo", labels=False), trials=pretend)
-    assert pretend.about["objective"] == RANKME
+    pretend = Pretend(labels=False)
+    assert run(command("--only", "no_koleo"), trials=pretend) == 0
+    assert "no knn/top1; images without labels are judged by --objective health/rankme" in capsys.readouterr().out
+    again = Pretend(labels=False)
+    assert run(command("--only", "no_koleo", "--objective", RANKME, "--resume", "auto"), trials=again) == 0
+    assert again.about["objective"] == RANKME
     body = json.loads((_folder(tmp_path) / "ablation.json").read_text())
     assert body["objective"] == RANKME and body["rows"][1]["difference"] == pytest.approx(-1.0)
 
@@ -209,7 +211,7 @@ def test_run__dry_run_starts_nothing(
     assert run(command("--dry-run", "--seeds", "2"), trials=pretend) == 0
     said = capsys.readouterr().out
     assert not pretend.asked and not list((tmp_path / "runs").glob("ablation-*"))
-    assert "curriculum" in said and "one after another" in said and KNN_TOP1 in said
+    assert "curriculum" in said and "one after another" in said
 
 
 def test_run__refuses_to_change_runs_on_the_way(command: Callable[..., Command]):
@@ -218,7 +220,7 @@ def test_run__refuses_to_change_runs_on_the_way(command: Callable[..., Command])
 
 
 def test_outcome__the_score_of_a_stopped_run_does_not_count(tmp_path: Path):
-    plan: Ablation = planned(RECIPE, seeds=1, only="no_koleo")
+    plan = planned(RECIPE, AblationConfig(seeds=1, only="no_koleo"))
     result = Pretend()(plan.trials, folder=tmp_path)[1]
     assert outcome(result, KNN_TOP1).score == pytest.approx(0.4)
     stopped = TrialResult(result.trial, "stopped", result.history, result.metrics, result.run_dir, 1.0, 64, "asha")
