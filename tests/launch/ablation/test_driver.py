@@ -142,6 +142,7 @@ def test_run__leaves_the_table_in_its_folder_and_in_mlflow(
     parent = client.get_run(pretend.about["parent"])
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert names >= {"ablation.md", "ablation.json", "ablation.csv", "ablation.png"}
+    assert parent.data.metrics["ablation/no_koleo"] == pytest.approx(found["no_koleo"]["mean"])
     assert parent.info.status == "FINISHED" and parent.info.run_name == _folder(tmp_path).name
 
     again = Pretend()
@@ -224,4 +225,5 @@ def test_outcome__the_score_of_a_stopped_run_does_not_count(tmp_path: Path):
     result = Pretend()(plan.trials, folder=tmp_path)[1]
     assert outcome(result, KNN_TOP1).score == pytest.approx(0.4)
     stopped = TrialResult(result.trial, "stopped", result.history, result.metrics, result.run_dir, 1.0, 64, "asha")
+    assert outcome(result, KNN_TOP1).watched
     assert outcome(stopped, KNN_TOP1).score is None and outcome(stopped, KNN_TOP1).failure == "stopped: asha"

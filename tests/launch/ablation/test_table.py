@@ -89,6 +89,17 @@ def test_row__a_collapse_is_judged_by_the_alarm(alarms: list[int | None], agrees
     assert f"| {shown} |" in markdown(found, left_out=[], objective="knn/top1")
 
 
+def test_row__what_the_alarm_could_not_judge_is_no_verdict():
+    found = rows(_outcomes([0.5] * 3, [0.4] * 3, watched=False), [_variant("collapse")])
+    assert found[1].agrees == "too close to tell"
+    assert "| not judged |" in markdown(found, left_out=[], objective="knn/top1")
+    mixed = [
+        *_outcomes([0.5] * 3, [0.4, 0.4], first_alarm=60),
+        Outcome("off", 2, None, watched=False, failure="killed"),
+    ]
+    assert rows(mixed, [_variant("collapse")])[1].agrees == "yes"
+
+
 def test_row__one_seed_tells_nothing():
     row = _row([0.5], [0.1])
     assert (row.direction, row.agrees, row.spread, row.half_width) == ("close", "too close to tell", None, None)

@@ -21,7 +21,7 @@ from raydino.launch.sweep.trial import Trial, TrialResult
 from raydino.launch.sweep.trials import run_trials
 from raydino.launch.terminal.command import Command, fail, parse, say
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
-from raydino.tracking.run import COLLAPSED, RANKME
+from raydino.tracking.run import ABLATION_GROUP, COLLAPSED, RANKME
 from raydino.tracking.spool import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _carry_out(command: Command, plan: Ablation, folder: Path, lock: Lock, trial
     files = write_table(plan, found, folder, seconds=sum(result.seconds for result in results))
     finished = sum(result.status == "finished" for result in results)
     complete = finished == len(plan.trials)
-    metrics = {f"ablation/{row.variant}": row.mean for row in found if row.mean is not None}
+    metrics = {f"{ABLATION_GROUP}/{row.variant}": row.mean for row in found if row.mean is not None}
     status = "FINISHED" if complete else "KILLED"
     close_parent(*(folder, cluster, results), metrics=metrics, tags={}, files=files, status=status)
     say(markdown(found, left_out=plan.left_out, objective=plan.objective))
@@ -140,7 +140,8 @@ def _carry_out(command: Command, plan: Ablation, folder: Path, lock: Lock, trial
 
 def outcome(result: TrialResult, objective: str) -> Outcome:
     """A trial's result as the table takes it; when the alarm rang stands in the trial's record."""
-    rang = [step for step, row in read_metrics(result.run_dir / METRICS_FILE).items() if row.get(COLLAPSED)]
+    record = read_metrics(result.run_dir / METRICS_FILE)
+    verdicts = {step: row[COLLAPSED] for step, row in record.items() if COLLAPSED in row}
     done, score = result.status == "finished", result.value(objective)
     failure = "" if done else f"{result.status}: {result.reason}"
     if done and score is None:
@@ -149,7 +150,8 @@ def outcome(result: TrialResult, objective: str) -> Outcome:
         variant=result.trial.group,
         seed=result.trial.recipe.seed,
         score=score if done else None,
-        first_alarm=min(rang, default=None),
+        first_alarm=min((step for step, verdict in verdicts.items() if verdict), default=None),
+        watched=bool(verdicts),
         seconds=result.seconds,
         failure=failure,
     )

@@ -32,6 +32,8 @@ class Outcome:
     """The objective after the last step; None where the run did not get there."""
     first_alarm: int | None = None
     """Step at which the collapse detector rang first (train/health.py); None if it never did."""
+    watched: bool = True
+    """Whether the detector came to judge anything: it does not before the warm-up is over, nor in runs of 50 steps."""
     seconds: float = 0.0
     """Of training, evaluations apart."""
     failure: str = ""
@@ -60,6 +62,8 @@ class Row:
     alarms: int
     """Runs in which the collapse detector rang."""
     first_alarm: int | None
+    watched: int
+    """Runs in which it came to judge."""
     runs: int
     failures: tuple[str, ...]
     seconds: float | None
@@ -89,6 +93,7 @@ def _row(variant: Variant | None, outcomes: Sequence[Outcome], full: Mapping[int
     difference, half_width = interval(apart) if apart else (None, None)
     direction = _direction(difference, half_width) if difference is not None else None
     alarms = [outcome.first_alarm for outcome in outcomes if outcome.first_alarm is not None]
+    watched = sum(outcome.watched for outcome in outcomes)
     took = [outcome.seconds for outcome in outcomes if outcome.seconds > 0]
     return Row(
         variant=variant.name if variant else FULL,
@@ -101,9 +106,10 @@ def _row(variant: Variant | None, outcomes: Sequence[Outcome], full: Mapping[int
         half_width=half_width,
         direction=direction,
         expected=variant.expected if variant else None,
-        agrees=_agreement(variant, direction, difference, half_width, alarms=len(alarms), runs=len(outcomes)),
+        agrees=_agreement(variant, direction, difference, half_width, alarms=len(alarms), watched=watched),
         alarms=len(alarms),
         first_alarm=min(alarms, default=None),
+        watched=watched,
         runs=len(outcomes),
         failures=tuple(f"seed {outcome.seed}: {outcome.failure}" for outcome in outcomes if outcome.failure),
         seconds=mean(took) if took else None,
@@ -124,17 +130,17 @@ def _agreement(
     half_width: float | None,
     *,
     alarms: int,
-    runs: int,
+    watched: int,
 ) -> Agreement | None:
     """Whether a variant did what its papers say: collapses by the alarm, all else by the interval of its difference."""
-    if variant is None or not runs:
+    if variant is None or difference is None:
         return None
     if variant.expected is None:
         return "not published"
     if variant.expected == "collapse":
-        return "yes" if alarms == runs else "in part" if alarms else "no"
-    if direction is None or difference is None:
-        return None
+        if not watched:
+            return "too close to tell"
+        return "yes" if alarms == watched else "in part" if alarms else "no"
     if variant.expected == "same" and half_width is not None and abs(difference) + half_width <= SAME:
         return "yes"
     if direction == "close":
@@ -202,4 +208,6 @@ def _difference(row: Row) -> str:
 
 
 def _alarm(row: Row) -> str:
-    return f"{row.alarms} of {row.runs}, from step {row.first_alarm}" if row.alarms else f"0 of {row.runs}"
+    if not row.watched:
+        return "not judged"
+    return f"{row.alarms} of {row.watched}" + (f", from step {row.first_alarm}" if row.alarms else "")
