@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,21 @@ def train_here() -> Callable[..., Iterator[Any]]:
         exact = ClusterConfig(precision="fp32", attention="fused")  # the same arithmetic on every machine
         loop = build_loop(recipe, exact, torch.device("cpu"))
         torch.set_num_threads(1)
-        stream = batches(
-            inputs.collection,
-            inputs.plan,
-            recipe.views,
-            seed=recipe.seed,
-            rank=0,
-            world=1,
-            start_step=0,
-            steps=recipe.steps,
-            max_bad=1.0,
-            on_bad=lambda bad: None,
-            read=local_windows,
+        stream = chain.from_iterable(
+            batches(
+                inputs.collection,
+                inputs.plan,
+                views,
+                seed=recipe.seed,
+                rank=0,
+                world=1,
+                start_step=steps.start,
+                steps=len(steps),
+                max_bad=1.0,
+                on_bad=lambda bad: None,
+                read=local_windows,
+            )
+            for steps, views in recipe.phases()
         )
         yield from training_steps(loop, watched(stream))
 

@@ -25,6 +25,8 @@ def test_id__name_and_cadence_do_not_make_another_experiment():
         {"data.path": "elsewhere"},
         {"optim.betas": (0.9, 0.95)},
         {"backbone.registers": 4},
+        {"method.curriculum": {"length": 0.5}},
+        {"method.teacher_sees": "all"},
     ],
 )
 def test_id__everything_else_does(change):
@@ -56,6 +58,13 @@ def test_learning_rate__published_scalings():
         ({"method.student_temperature": 0}, ["student_temperature"]),
         ({"method.dino_weight": 0, "method.ibot_weight": 0}, ["dino_weight"]),
         ({"cadence.keep": 1}, ["cadence.keep"]),
+        (
+            {"method.curriculum": {"global_size": 120}},
+            ["method.curriculum.global_size = 120", "patch_size = 16", "use 128"],
+        ),
+        ({"method.curriculum": {"global_size": 16}}, ["curriculum.global_size = 16", "1 x 1 patches", "masked"]),
+        ({"method.curriculum": {"length": 1001}}, ["curriculum.length = 1001", "steps = 1000"]),
+        ({"method.curriculum": {"global_size": 240}}, ["curriculum.global_size = 240", "starts small"]),
     ],
 )
 def test_recipe__refuses_and_says_why(change, words):
@@ -105,3 +114,29 @@ def test_recipe__views_follow_the_network():
     )
     assert recipe.views.shapes(5)["global"] == (2, 5, 2, 64, 96) and recipe.views.grid == (4, 6)
     assert Recipe().from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("length", [0, 0.5, 333, 1.0])
+def test_phases__a_step_has_the_small_views_before_the_curriculum_ends_and_the_full_ones_after(length: int | float):
+    recipe = Recipe(steps=999).override({"method.curriculum": {"length": length, "global_size": 112, "local_size": 48}})
+    switch = {0: 0, 0.5: 500, 333: 333, 1.0: 999}[length]
+    for start in (0, 1, 332, 333, 334, 499, 500, 501, 998, 999):
+        seen = {step: views for steps, views in recipe.phases(start) for step in steps}
+        assert list(seen) == list(range(start, 999))
+        for step, views in seen.items():
+            full = step >= switch
+            sizes = {name: group.size for name, group in views.crops.items()}
+            assert sizes == ({"global": 224, "local": 96} if full else {"global": 112, "local": 48})
+            assert views.grid == ((14, 14) if full else (7, 7))
+        for end in (0, 333, 500, 700):
+            cut = {step: views for steps, views in recipe.phases(start, end) for step in steps}
+            assert cut == {step: views for step, views in seen.items() if step < end}
+    full = Recipe(steps=999)
+    assert list(full.phases(7)) == [(range(7, 999), full.views)]
+
+
+def test_phases__apart_from_their_size_views_are_the_same():
+    recipe = Recipe(steps=8).override({"data.fast_crops": True, "method.curriculum": {"length": 0.5}})
+    (_, small), (_, full) = recipe.phases()
+    assert small != full == recipe.views
+    assert small.override({"crops.global.size": 224, "crops.local.size": 96}) == full

@@ -5,6 +5,7 @@ cadence and the guards, so renaming a run or logging more often does not make it
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from raydino.evals.config import EvaluationConfig, KNNConfig
 from raydino.methods.config import DINOv2Config, MethodConfig
 from raydino.nn.config import BackboneConfig
 from raydino.train.config import Cadence, Guards, OptimConfig
-from raydino.views import Positive, Views
+from raydino.views import Positive, Views, height_width
 
 NOT_IN_FINGERPRINT = frozenset({"name", "cadence", "guards"})
 
@@ -55,8 +56,19 @@ class Recipe(Config):
 
     @property
     def views(self) -> Views:
-        """What the method asks to see of an image."""
+        """What the method asks to see of an image; under a curriculum, in the end."""
         return self.method.views(self.backbone).override({"fast_crops": self.data.fast_crops})
+
+    def phases(self, start: int = 0, end: int | None = None) -> Iterator[tuple[range, Views]]:
+        """Steps [start, end) in stretches whose views have one size, with those views: one stretch without a curriculum, at most
+        two with one. `end` None is the run's."""
+        end = self.steps if end is None else end
+        grown = in_steps(self.method.curriculum.length, self.steps) if self.method.curriculum is not None else 0
+        if start < min(grown, end):
+            small = self.method.small_views(self.backbone).override({"fast_crops": self.data.fast_crops})
+            yield range(start, min(grown, end)), small
+        if max(start, grown) < end:
+            yield range(max(start, grown), end), self.views
 
     @property
     def tokens(self) -> int:
@@ -77,15 +89,7 @@ class Recipe(Config):
             raise ValueError(
                 f"global_batch = {self.global_batch} is not a multiple of lanes = {self.lanes}; use {near}, or other lanes"
             )
-        patch = self.backbone.patch_size
-        for name in ("global_crops", "local_crops"):
-            crops = getattr(self.method, name)
-            if crops.count and (crops.height % patch or crops.width % patch):
-                near = [max(patch, round(side / patch) * patch) for side in (crops.height, crops.width)]
-                use = near[0] if isinstance(crops.size, int) else f"{near[0]} {near[1]}"
-                raise ValueError(
-                    f"method.{name}.size = {crops.size} is not a multiple of backbone.patch_size = {patch}; use {use}"
-                )
+        self._check_sizes()
         channels = self.backbone.channels
         given = {name: len(getattr(self.data.normalisation, name)) for name in ("mean", "std")}
         if wrong := {name: count for name, count in given.items() if count not in (1, channels)}:
@@ -93,13 +97,6 @@ class Recipe(Config):
             raise ValueError(
                 f"{counts} entries for backbone.channels = {channels}; give one for each or one for all, such as "
                 "--data.normalisation.mean 0.5 --data.normalisation.std 0.25"
-            )
-        views = self.views
-        if views.masks is not None and min(views.grid) < 2:
-            rows, columns = views.grid
-            raise ValueError(
-                f"method.global_crops.size = {self.method.global_crops.size} is {rows} x {columns} patches, on which no block "
-                "can be masked; enlarge it, or set method.ibot_weight to 0"
             )
         lengths = {
             "optim.warmup": self.optim.warmup,
@@ -117,3 +114,31 @@ class Recipe(Config):
                 f"evals.{wrong[0]}: the name becomes a metric's prefix; use letters, digits and _ - . alone"
             )
         return self
+
+    def _check_sizes(self) -> None:
+        """Crops are whole patches, and enough of them to be masked, in every phase of the run. Raises ValueError."""
+        patch, small, method = self.backbone.patch_size, self.method.curriculum, self.method
+        sizes = {"global_crops.size": method.global_crops.size, "local_crops.size": method.local_crops.size}
+        if small is not None:
+            if in_steps(small.length, self.steps) > self.steps:
+                raise ValueError(
+                    f"method.curriculum.length = {small.length} is more than steps = {self.steps}; lower it, or give a share "
+                    "of the run such as 0.75"
+                )
+            sizes |= {"curriculum.global_size": small.global_size, "curriculum.local_size": small.local_size}
+        for name, size in sizes.items():
+            sides = height_width(size)
+            if "local" in name and not method.local_crops.count:
+                continue
+            if any(side % patch for side in sides):
+                near = [max(patch, round(side / patch) * patch) for side in sides]
+                use = near[0] if isinstance(size, int) else f"{near[0]} {near[1]}"
+                raise ValueError(
+                    f"method.{name} = {size} is not a multiple of backbone.patch_size = {patch}; use {use}"
+                )
+            rows, columns = (side // patch for side in sides)
+            if "global" in name and self.views.masks is not None and min(rows, columns) < 2:
+                raise ValueError(
+                    f"method.{name} = {size} is {rows} x {columns} patches, on which no block can be masked; enlarge it, or set "
+                    "method.ibot_weight to 0"
+                )

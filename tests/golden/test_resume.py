@@ -2,10 +2,11 @@
 
 The whole chain but Ray, over more than two epochs: the plan, the stream, the method, the optimiser, and checkpoints on disk in
 between. Order and pixels are also compared over numbers of workers, from any step and where the number changes within an epoch.
+The run has a curriculum, so that crops grow in the middle of it.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,10 @@ from raydino.recipe import Recipe
 from raydino.train import checkpoint as cp
 from raydino.train.config import OptimConfig
 from raydino.train.steps import Loop, training_steps
+from raydino.views import Batch
 
 LATE = 30
+GROWN = 17  # the step from which crops have their full size
 RECIPE = Recipe(
     steps=33,
     global_batch=16,
@@ -44,6 +47,7 @@ RECIPE = Recipe(
             "local_crops.count": 2,
             "head": {"prototypes": 64, "hidden": 32, "bottleneck": 16},
             "freeze_last_layer": 5,
+            "curriculum": {"length": GROWN, "global_size": 8, "local_size": 4},
         }
     ),
     optim=OptimConfig(lr=1e-3, warmup=0.2, layer_decay=0.9),
@@ -59,20 +63,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return inputs
 
 
-def stream_of(inputs: Inputs, start: int, *, rank: int = 0, world: int = 1, steps: int | None = None) -> Any:
-    return batches(
-        inputs.collection,
-        inputs.plan,
-        RECIPE.views,
-        seed=RECIPE.seed,
-        rank=rank,
-        world=world,
-        start_step=start,
-        steps=RECIPE.steps - start if steps is None else steps,
-        max_bad=1.0,
-        on_bad=lambda bad: None,
-        read=local_windows,
-    )
+def stream_of(
+    inputs: Inputs, start: int, *, rank: int = 0, world: int = 1, steps: int, recipe: Recipe = RECIPE
+) -> Generator[Batch, None, None]:
+    """The batches of `steps` steps of a run that began, or went on, at `start`."""
+    for asked, views in recipe.phases(start, start + steps):
+        yield from batches(
+            inputs.collection,
+            inputs.plan,
+            views,
+            seed=recipe.seed,
+            rank=rank,
+            world=world,
+            start_step=asked.start,
+            steps=len(asked),
+            max_bad=1.0,
+            on_bad=lambda bad: None,
+            read=local_windows,
+        )
 
 
 def state_of(loop: Loop) -> dict[str, Tensor]:
@@ -181,3 +189,13 @@ def test_order__survives_a_change_from_two_workers_to_one_and_back_within_an_epo
     legs = [(epoch + 1, 3, 2), (epoch + 4, 4, 1), (epoch + 8, 3, 2)]
     seen = [step for start, steps, world in legs for step in images_of(inputs, start, steps, world)]
     assert seen == [audit.merged([golden.lines[step]]) for step in range(epoch + 1, epoch + 11)]
+
+
+def test_curriculum__every_step_has_the_pixels_of_a_run_that_has_its_size_all_along(inputs: Inputs, golden: Golden):
+    full = RECIPE.override({"method.curriculum": None})
+    small = full.override({"method.global_crops.size": 8, "method.local_crops.size": 4})
+    for recipe, steps in ((small, range(GROWN - 3, GROWN)), (full, range(GROWN, GROWN + 3))):
+        with closing(stream_of(inputs, steps.start, steps=len(steps), recipe=recipe)) as stream:
+            seen = [audit.line_of(batch, inputs.plan, rank=0, world=1) for batch in stream]
+        assert seen == [{name: golden.lines[line["step"]][name] for name in line} for line in seen]
+        assert [line["step"] for line in seen] == list(steps)

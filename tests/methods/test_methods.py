@@ -8,8 +8,9 @@ import torch
 from pydantic import ValidationError
 
 from raydino.config import ConfigError
-from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
+from raydino.methods.config import Curriculum, DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
 from raydino.nn.config import BackboneConfig, HeadConfig
+from raydino.schedule import constant
 from raydino.views import Batch
 
 TINY = BackboneConfig(name="vit_tiny_patch16_224", patch_size=8, width=32, depth=2, heads=2, drop_path=0.1)
@@ -21,11 +22,15 @@ SMALL = {
 CONFIGS = {
     "dino": DINOConfig().override(SMALL),
     "dino_sinkhorn": DINOConfig(centering="sinkhorn_knopp").override(SMALL),
+    "dino_no_centering": DINOConfig(centering="none").override(SMALL),
+    "dino_teacher_sees_all": DINOConfig(teacher_sees="all").override(SMALL),
     "dino_no_local": DINOConfig().override({**SMALL, "local_crops.count": 0}),
     "dinov2": DINOv2Config().override(SMALL),
     "dinov2_long": DINOv2Config(
         centering="sinkhorn_knopp", ibot_head=HeadConfig(prototypes=48, hidden=32, bottleneck=16, train_gain=True)
     ).override(SMALL),
+    "dinov2_no_centering": DINOv2Config(centering="none").override(SMALL),
+    "dinov2_teacher_sees_all": DINOv2Config(teacher_sees="all").override(SMALL),
     "dinov2_no_ibot": DINOv2Config(ibot_weight=0.0).override(SMALL),
     "dinov2_ibot_only": DINOv2Config(dino_weight=0.0, koleo_weight=0.0).override(SMALL),
     "dinov2_no_local": DINOv2Config().override({**SMALL, "local_crops.count": 0}),
@@ -187,6 +192,54 @@ def test_dino__first_loss_is_slightly_above_log_k_once_the_centre_has_settled():
     assert sum(losses.values()).item() == pytest.approx(math.log(4096) + 100 / 512, rel=0.01)
 
 
+def test_method__teacher_with_momentum_0_is_the_student_bit_for_bit(config: MethodConfig):
+    method = config.override({"teacher_momentum": constant(0.0)}).build(TINY, steps=10)
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    method.after_step(3)
+    student, teacher = method.student.state_dict(), method.teacher.state_dict()
+    assert all(torch.equal(student[name], teacher[name]) for name in teacher)
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov2_no_ibot"])
+@pytest.mark.parametrize("sees", ["global", "all"])
+def test_method__loss_is_the_mean_over_pairs_of_a_view_the_teacher_sees_and_another(name: str, sees: str):
+    """Crop by crop and pair by pair, with a centre that is not zero."""
+    config = CONFIGS[name].override({"teacher_sees": sees, "teacher_temperature": constant(0.05)})
+    method, batch = config.build(TINY.override({"drop_path": 0.0}), steps=10), _batch(config)
+    for centering in method.centerings():
+        torch.nn.init.normal_(centering.center, std=0.02)
+
+    def scores(network: torch.nn.Module) -> list[torch.Tensor]:
+        crops = [crop for group in batch.crops.values() for crop in group]
+        return [network.head(network.backbone(crop).cls) for crop in crops]
+
+    students, teachers = scores(method.student), scores(method.teacher)
+    targets = [torch.softmax((value - method.centering.center) / 0.05, -1) for value in teachers]
+    pairs = [(q, v) for q in range(2 if sees == "global" else 4) for v in range(4) if q != v]
+    terms = [-(targets[q] * torch.log_softmax(students[v] / 0.1, -1)).sum(-1).mean().item() for q, v in pairs]
+    shares = [sum(term for term, (_, v) in zip(terms, pairs, strict=True) if (v < 2) == low) for low in (True, False)]
+    losses = method(batch, 0).losses
+    assert losses["dino_global"].item() == pytest.approx(shares[0] / len(pairs), rel=1e-4)
+    assert losses["dino_local"].item() == pytest.approx(shares[1] / len(pairs), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov2", "supervised"])
+def test_method__small_crops_of_a_curriculum_move_the_positions_of_the_full_grid(name: str):
+    small = {"curriculum": {"global_size": 16, "local_size": 8}}
+    config = CONFIGS[name].override(small)
+    method = config.build(TINY, steps=10)
+    views = config.small_views(TINY)
+    assert views.override({"crops.global.size": 32, "crops.local.size": 16}) == config.views(TINY)
+    assert method.student.backbone.vit.pos_embed.shape == (1, 1 + 16, 32)  # of 32-pixel crops
+    crops = {key: torch.randn(shape) for key, shape in views.shapes(4).items()}
+    masks = torch.tensor([True, False, False, False]).expand(2, 4, 4)
+    batch = Batch(crops, masks, tuple(bytes([i]) for i in range(4)), 0, torch.arange(4) % 3)
+    sum(method(batch, 0).losses.values()).backward()
+    assert (method.student.backbone.vit.pos_embed.grad[0].abs().sum(-1) > 0).all()
+
+
 def test_dinov2__teacher_sees_whole_crops_and_student_masked_ones():
     config = CONFIGS["dinov2"]
     method = config.build(TINY, steps=10)
@@ -299,5 +352,7 @@ def test_dinov2__separate_ibot_head_has_its_own_prototypes():
 def test_method_config__refuses_what_cannot_be_trained():
     with pytest.raises(ValidationError, match="both 0"):
         DINOv2Config(dino_weight=0.0, ibot_weight=0.0)
+    with pytest.raises(ValidationError, match="curriculum.local_size = 112 is more than local_crops.size = 96"):
+        DINOConfig(curriculum=Curriculum(local_size=112))
     with pytest.raises(ValidationError, match="exactly 2 global crops"):
         DINOConfig(global_crops=DINOConfig().global_crops.override({"count": 3, "blur": (0.5,), "solarize": (0.0,)}))

@@ -1,8 +1,10 @@
 """Target normalisers against the textbook iteration and closed forms."""
 
+import math
+
 import torch
 
-from raydino.nn.centering import SoftmaxCentering, sinkhorn_knopp
+from raydino.nn.centering import NoCentering, SoftmaxCentering, sinkhorn_knopp
 
 
 def _textbook_sinkhorn(scores: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
@@ -67,6 +69,17 @@ def test_softmax_centering__no_samples_leave_the_centre_alone():
     centering(torch.zeros(0, 4), temperature=1.0)
     centering.update()
     torch.testing.assert_close(centering.center, before, rtol=0, atol=0)
+
+
+def test_no_centering__is_a_softmax_that_remembers_nothing():
+    centering, scores = NoCentering(), torch.randn(6, 4)
+    for _ in range(3):
+        targets = centering(scores, temperature=0.5)
+        expected = [[math.exp(value / 0.5) for value in row] for row in scores.tolist()]
+        expected = [[value / sum(row) for value in row] for row in expected]
+        torch.testing.assert_close(targets, torch.tensor(expected))
+        centering.update()
+    assert centering.state_dict() == {}
 
 
 def _on_ranks(rank: int) -> dict[str, torch.Tensor]:

@@ -18,14 +18,14 @@ def _scores_and_targets(students: int, teachers: int = 2, images: int = 5, proto
     return scores, targets
 
 
-def _slow_dino(scores: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _slow_dino(scores: torch.Tensor, targets: torch.Tensor, global_views: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     sums, pairs = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)], 0
     for q in range(len(targets)):
         for v in range(len(scores)):
             if v == q:
                 continue
             term = -(targets[q] * F.log_softmax(scores[v] / TEMPERATURE, dim=-1)).sum(-1).mean()
-            sums[v >= len(targets)] = sums[v >= len(targets)] + term
+            sums[v >= global_views] = sums[v >= global_views] + term
             pairs += 1
     return sums[0] / pairs, sums[1] / pairs
 
@@ -35,6 +35,16 @@ def test_dino_loss__equals_all_pairs(students: int):
     scores, targets = _scores_and_targets(students)
     fast = dino_loss(student_scores=scores, teacher_probs=targets, temperature=TEMPERATURE)
     slow = _slow_dino(scores, targets)
+    torch.testing.assert_close(torch.stack(fast).double(), torch.stack(slow), rtol=2e-6, atol=1e-6)
+    (fast_gradient,) = torch.autograd.grad(sum(fast), scores)
+    (slow_gradient,) = torch.autograd.grad(sum(slow), scores)
+    torch.testing.assert_close(fast_gradient, slow_gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_dino_loss__equals_all_pairs_where_the_teacher_sees_local_crops_too():
+    scores, targets = _scores_and_targets(5, teachers=5)
+    fast = dino_loss(student_scores=scores, teacher_probs=targets, temperature=TEMPERATURE, global_views=2)
+    slow = _slow_dino(scores, targets, global_views=2)
     torch.testing.assert_close(torch.stack(fast).double(), torch.stack(slow), rtol=2e-6, atol=1e-6)
     (fast_gradient,) = torch.autograd.grad(sum(fast), scores)
     (slow_gradient,) = torch.autograd.grad(sum(slow), scores)

@@ -47,6 +47,8 @@ class ClusterConfig(Config):
     """Whether a worker takes a GPU; auto: if the cluster has any."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves for a worker."""
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a GPU that a worker takes where it takes any; below 1, trials of a sweep share one. Memory is not divided."""
     threads: Annotated[int, Field(ge=0)] = 0
     """torch threads per worker; 0 shares the node's cores among the workers on it."""
     data_threads: Annotated[int, Field(ge=0)] = 0
@@ -97,6 +99,11 @@ class ClusterConfig(Config):
                 raise ValueError(f"{name} is empty; leave it out for {type(self).model_fields[name].default!r}")
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}; lower it")
+        if self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker} with workers = {self.workers}: NCCL joins no two workers on one GPU; "
+                "use 1 worker, or whole GPUs"
+            )
         if self.is_elastic and self.max_failures == 0:
             raise ValueError(
                 f"min_workers = {self.min_workers} with max_failures = 0: a lost worker would end the run; allow a failure"

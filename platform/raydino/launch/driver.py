@@ -8,9 +8,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,29 +20,14 @@ from raydino.launch.checks.machine import this_machine
 from raydino.launch.checks.preflight import check
 from raydino.launch.engine.trainer import Training
 from raydino.launch.lock import Lock, refuse_if_held, run_lock
-from raydino.launch.resume import (
-    DATA,
-    RECIPE_FILE,
-    RUN_FILE,
-    Meant,
-    data_change,
-    flat,
-    history,
-    read_run,
-    run_meant,
-    steps_done,
-    write,
-)
+from raydino.launch.resume import RUN_FILE, Meant, data_change, read_run, run_meant, steps_done, write
 from raydino.launch.terminal.announce import plan_text
 from raydino.launch.terminal.command import Command, fail, parse, say
-from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
-from raydino.tracking.redact import redact_text
+from raydino.recipe import Recipe
 
 if TYPE_CHECKING:
     from raydino.launch.inputs import Inputs
     from raydino.launch.job import Job
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> None:
@@ -105,50 +89,24 @@ def run(command: Command) -> int:
 
 def _prepare(command: Command, meant: Meant, data_path: str, inputs: "Inputs") -> "Job":
     """Fill the run's folder and make its MLflow run."""
-    from raydino.launch.job import PROFILE, Job
-    from raydino.launch.workers.failure import ERRORS, FAILURE
-    from raydino.launch.workers.wishes import SAVE, STOP
+    from raydino.launch.job import PROFILE
+    from raydino.launch.prepare import prepare
     from raydino.tracking.mlflow_run import create_run
-    from raydino.tracking.opening import DatasetRecord, Opening, TrackerUnavailable
-    from raydino.tracking.outbox import recorded_run
+    from raydino.tracking.opening import Opening, TrackerUnavailable
 
-    recipe, cluster, run_dir = command.recipe, command.cluster, meant.run_dir
-    for leftover in (STOP, SAVE, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
-        for path in run_dir.glob(leftover):
-            path.unlink()
     if command.profile:
-        shutil.rmtree(run_dir / PROFILE, ignore_errors=True)  # of an earlier attempt
-    manifest, known = inputs.collection.manifest, read_run(run_dir)
-    past = history(known, meant.changes, step=steps_done(run_dir))
-    record = {"run_id": run_dir.name, "data_digest": manifest.digest, "history": past}
-    # The history first: a crash before the recipe finds the same change again, and nothing is forgotten.
-    write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": known.get("mlflow_run_id")}, indent=1))
-    write(run_dir / RECIPE_FILE, recipe.to_yaml())
-    write(run_dir / "cluster.yaml", redact_text(cluster.to_yaml()))  # for people: nothing reads it back
-    opening = Opening.of(
-        experiment=cluster.experiment,
-        run_name=recipe.name,
-        params=flat(recipe.dump()),
-        tags={**_tags(run_dir.name, recipe, manifest.digest), **_changed(past)},
-        dataset=DatasetRecord(recipe.data.path, manifest.digest, data_path, inputs.plan.kept),
-        recipe_yaml=recipe.to_yaml(),
-        cluster_yaml=cluster.to_yaml(),
-        run_dir=run_dir,
-    )
+        shutil.rmtree(meant.run_dir / PROFILE, ignore_errors=True)  # of an earlier attempt
+    job = prepare(command.recipe, command.cluster, meant.run_dir, data_path, inputs, changes=meant.changes)
+    job = replace(job, profile=command.profile)
+    opening = Opening.load(meant.run_dir)
     try:
-        before = recorded_run(run_dir) or known.get("mlflow_run_id")
-        mlflow_run_id = create_run(opening, tracking_uri=cluster.tracker(), run_id=before)
+        assert opening is not None, "it was just written"
+        mlflow_run_id = create_run(opening, tracking_uri=job.tracking_uri, run_id=job.mlflow_run_id)
     except TrackerUnavailable as error:
         say(f"warning  {error}")
-        mlflow_run_id = known.get("mlflow_run_id")
-    write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": mlflow_run_id}, indent=1))
-    replaced = tuple(entry["data_digest"] for entry in past if DATA in entry["changes"])
-    tracking_uri = cluster.tracker()
-    return Job(
-        *(recipe, cluster, run_dir, data_path, manifest.digest, tracking_uri, mlflow_run_id),
-        data_before=replaced,
-        profile=command.profile,
-    )
+        return job
+    write(meant.run_dir / RUN_FILE, json.dumps({**read_run(meant.run_dir), "mlflow_run_id": mlflow_run_id}, indent=1))
+    return replace(job, mlflow_run_id=mlflow_run_id)
 
 
 def _carry_out(job: "Job", lock: Lock, *, store: int, image_bytes: int) -> int:
@@ -239,35 +197,3 @@ def _headline(summary: Mapping[str, Any]) -> str:
             )
             parts.append(f"{name} {value['last']:.3f}{start}")
     return "; ".join(parts)
-
-
-def _changed(past: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """A tag for every time that a resume changed something; parameters cannot change in MLflow."""
-    return {
-        f"change_{number}": f"after step {entry['step']}: "
-        + "; ".join(f"{name}: {was} → {now}" for name, (was, now) in entry["changes"].items())
-        for number, entry in enumerate(past, start=1)
-    }
-
-
-def _tags(run_id: str, recipe: Recipe, digest: str) -> dict[str, str]:
-    """Where a result comes from: code, recipe, data. MLflow's own two make the line "Source" of its page."""
-    commit = _git("rev-parse", "HEAD") or "unknown"
-    return {
-        "mlflow.source.name": Path(sys.argv[0]).name,
-        "mlflow.source.git.commit": commit,
-        "git_commit": commit,
-        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
-        "fingerprint": recipe.fingerprint(exclude=NOT_IN_FINGERPRINT),
-        "run_id": run_id,
-        "data_digest": digest,
-    }
-
-
-def _git(*words: str) -> str:
-    try:
-        return subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""  # not a checkout, or no git

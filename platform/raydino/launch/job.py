@@ -32,3 +32,16 @@ class Job:
     """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""
     profile: bool = False
     """Whether rank 0 profiles some steps."""
+    alone: bool = False
+    """Whether the one worker lives in the actor of a trial, without Ray Train around it."""
+    judged: bool = False
+    """Whether the run waits after every evaluation until it is told to go on, as a trial of a sweep does."""
+    until: int | None = None
+    """Step after which to save and leave; None for the recipe's last."""
+    ancestors: tuple[str, ...] = ()
+    """Runs of which a checkpoint was put into this one's folder, which began there anew."""
+
+    @property
+    def last_step(self) -> int:
+        """Steps after which the workers are done."""
+        return self.recipe.steps if self.until is None else min(self.until, self.recipe.steps)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from raydino.config import Config, Length
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.schedule import Schedule, constant, cosine
-from raydino.views import Crops, Masks, Probability, Views
+from raydino.views import Crops, Masks, Probability, Size, Views, height_width
 
 if TYPE_CHECKING:
     from raydino.methods.method import Method
@@ -18,6 +18,22 @@ Temperature = Annotated[float, Field(gt=0)]
 
 BLUR = {"official": (0.0, 0.9), "paper": (1.0, 0.1)}
 """Probability of blur of the two global crops."""
+
+
+class Curriculum(Config):
+    """A resolution schedule: a first part of the run on smaller crops, the rest at full size.
+
+    DINOv2 has its short high-resolution phase last (section 5), FastDINOv2 trains at half the side for 75 % of the epochs
+    (Zhang et al. 2025, arXiv 2507.03779). Position embeddings lie on the grid of the full size from the start and are resampled
+    for smaller crops, as they are for local ones, so that no weight changes its shape when the size does.
+    """
+
+    length: Length = 0.75
+    """How long crops are small; 1.0 is the whole run."""
+    global_size: Size = 112
+    """Side of the global crops until then, or height and width, pixels."""
+    local_size: Size = 48
+    """Side of the local crops until then, or height and width, pixels."""
 
 
 class MethodConfig(Config):
@@ -31,8 +47,10 @@ class MethodConfig(Config):
     """Large views, seen by student and teacher."""
     local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.4), blur=(0.5,))
     """Small views, seen by the student only; count 0 for none."""
+    curriculum: Curriculum | None = None
+    """Smaller crops for a first part of the run; None trains on crops of one size, as published."""
     teacher_momentum: Schedule = cosine(0.996, 1.0)
-    """Weight of the old teacher in its moving average."""
+    """Weight of the old teacher in its moving average; 0 makes the teacher a copy of the student."""
     learning_rate_batch: Literal["linear/256", "sqrt/1024"] = "linear/256"
     """How `optim.lr` scales with the global batch: DINO lr·B/256, DINOv2 lr·√(B/1024)."""
     clip: Literal["per_tensor", "per_module"] = "per_tensor"
@@ -45,6 +63,18 @@ class MethodConfig(Config):
             if not 0 <= getattr(momentum, name) <= 1:
                 raise ValueError(
                     f"teacher_momentum.{name} = {getattr(momentum, name)}: the share kept of the old teacher is at most 1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_starts_small(self) -> Self:
+        for name in ("global", "local") if self.curriculum is not None else ():
+            full: Crops = getattr(self, f"{name}_crops")
+            small = height_width(getattr(self.curriculum, f"{name}_size"))
+            if full.count and (small[0] > full.height or small[1] > full.width):
+                raise ValueError(
+                    f"curriculum.{name}_size = {getattr(self.curriculum, f'{name}_size')} is more than {name}_crops.size = "
+                    f"{full.size}, and a curriculum starts small; lower it"
                 )
         return self
 
@@ -62,6 +92,13 @@ class MethodConfig(Config):
         crops = {"global": self.global_crops, "local": self.local_crops}
         return Views(crops=crops, patch_size=backbone.patch_size, channels=backbone.channels)
 
+    def small_views(self, backbone: BackboneConfig) -> Views:
+        """`views` at the sizes that the curriculum begins with, or as they are without one."""
+        if self.curriculum is None:
+            return self.views(backbone)
+        sizes = {"crops.global.size": self.curriculum.global_size, "crops.local.size": self.curriculum.local_size}
+        return self.views(backbone).override(sizes)
+
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""
         raise TypeError(f"{type(self).__name__} names no method; use DINOConfig, DINOv2Config or a class of your own")
@@ -78,8 +115,12 @@ class SelfDistillationConfig(MethodConfig):
     """Temperature of the teacher's softmax; above 0.07 training is unstable (DINO, appendix D)."""
     center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the old centre in its moving average."""
-    centering: Literal["softmax", "sinkhorn_knopp"] = "softmax"
-    """How teacher scores become targets: centred softmax (DINO) or Sinkhorn-Knopp (3 iterations, DINOv2's long recipe)."""
+    centering: Literal["softmax", "sinkhorn_knopp", "none"] = "softmax"
+    """How teacher scores become targets: centred softmax (DINO), Sinkhorn-Knopp (3 iterations, DINOv2's long recipe), or a
+    softmax alone, which collapses (DINO, section 5.3), so only for ablations."""
+    teacher_sees: Literal["global", "all"] = "global"
+    """Which crops the teacher sees: the global ones, so that students go from local to global (DINO, section 3.1), or for
+    ablations local ones as well; then every crop is predicted from every other."""
     freeze_last_layer: Length = 0.01
     """How long the prototypes stay frozen at the start (DINO: 1 epoch of 100)."""
 

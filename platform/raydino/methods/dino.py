@@ -26,22 +26,25 @@ class DINO(SelfDistillation):
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Losses `dino_global` and `dino_local` of one micro-batch."""
-        targets, features = self.teacher_says(batch.crops["global"], step)
+        targets, features = self.teacher_says(batch, step)
         scores = self.student_says(batch)
         on_global, on_local = dino_loss(
-            student_scores=scores, teacher_probs=targets, temperature=self.settings.student_temperature
+            student_scores=scores,
+            teacher_probs=targets,
+            temperature=self.settings.student_temperature,
+            global_views=len(features),
         )
         diagnostics = teacher_diagnostics(teacher_probs=targets, features=features, cross_entropy=on_global + on_local)
         return StepOutput({"dino_global": on_global, "dino_local": on_local}, diagnostics)
 
     @torch.no_grad()
-    def teacher_says(
-        self, crops: Float[Tensor, "V B C H W"], step: int
-    ) -> tuple[Float[Tensor, "V B K"], Float[Tensor, "V B D"]]:
-        """Targets and cls features for the global crops."""
-        cls = self.teacher.backbone(crops.flatten(0, 1)).cls
-        probs = self.centering(self.teacher.head(cls), temperature=self.teacher_temperature(step))
-        return probs.unflatten(0, crops.shape[:2]), cls.unflatten(0, crops.shape[:2])
+    def teacher_says(self, batch: Batch, step: int) -> tuple[Float[Tensor, "T B K"], Float[Tensor, "V B D"]]:
+        """Targets for all crops that the teacher sees, global ones first, and cls features for the global ones."""
+        crops = batch.crops["global"]
+        features = self.teacher.backbone(crops.flatten(0, 1)).cls
+        scores = self.teacher.head(self.teacher_cls(batch, features))
+        probs = self.centering(scores, temperature=self.teacher_temperature(step))
+        return probs.unflatten(0, (-1, batch.images)), features.unflatten(0, crops.shape[:2])
 
     def student_says(self, batch: Batch) -> Float[Tensor, "V B K"]:
         """Scores for all crops, global ones first. One backbone pass per size, one head pass for all."""

@@ -63,15 +63,14 @@ class DINOv2(SelfDistillation):
         """Targets for the whole global crops: cls tokens, and the patches that the student will not see."""
         crops, temperature = batch.crops["global"], self.teacher_temperature(step)
         tokens = self.teacher.backbone(crops.flatten(0, 1))
-        cls = self.centering(self.teacher.head(tokens.cls), temperature=temperature)
+        cls = self.centering(self.teacher.head(self.teacher_cls(batch, tokens.cls)), temperature=temperature)
         patches = None
         if masks is not None:
             ibot_head = self.teacher.ibot_head or self.teacher.head
             patches = self.ibot_centering(
                 ibot_head(tokens.patches.flatten(0, 1)[batch.masked]), temperature=temperature
             )
-        shape = crops.shape[:2]
-        return Said(cls.unflatten(0, shape), patches, tokens.cls.unflatten(0, shape))
+        return Said(cls.unflatten(0, (-1, batch.images)), patches, tokens.cls.unflatten(0, crops.shape[:2]))
 
     def student_says(self, batch: Batch, masks: Bool[Tensor, "VB P"] | None) -> Said:
         """Scores for masked global crops, local crops and masked patches; one head pass for all that share a head."""
@@ -95,7 +94,10 @@ class DINOv2(SelfDistillation):
         """The weighted losses between what the teacher and the student said."""
         config = self.settings
         on_global, on_local = dino_loss(
-            student_scores=student.cls, teacher_probs=teacher.cls, temperature=config.student_temperature
+            student_scores=student.cls,
+            teacher_probs=teacher.cls,
+            temperature=config.student_temperature,
+            global_views=len(teacher.features),
         )
         losses = {"dino_global": config.dino_weight * on_global, "dino_local": config.dino_weight * on_local}
         if masks is not None and student.patches is not None and teacher.patches is not None:

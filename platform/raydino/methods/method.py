@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raydino.config import in_steps
 from raydino.methods.config import MethodConfig, SelfDistillationConfig
 from raydino.nn.backbone import Backbone
-from raydino.nn.centering import Centering, SinkhornKnopp, SoftmaxCentering
+from raydino.nn.centering import Centering, NoCentering, SinkhornKnopp, SoftmaxCentering
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.nn.ema import update_teacher
 from raydino.nn.heads import Head
@@ -134,6 +134,12 @@ class SelfDistillation(Method):
         for centering in self.centerings():
             centering.forget()
 
+    def teacher_cls(self, batch: Batch, on_global: Float[Tensor, "VB D"]) -> Float[Tensor, "views_B D"]:
+        """The teacher's cls features of all crops it is to see: `on_global` as they are, those of local crops after them."""
+        if self.settings.teacher_sees == "global" or not self.settings.local_crops.count:
+            return on_global
+        return torch.cat([on_global, self.teacher.backbone(batch.crops["local"].flatten(0, 1)).cls])
+
     def teacher_temperature(self, step: int) -> float:
         """Temperature of the teacher's softmax at `step`."""
         return self.settings.teacher_temperature.at(step, steps=self.steps)
@@ -147,14 +153,18 @@ class SelfDistillation(Method):
         return step < in_steps(self.settings.freeze_last_layer, self.steps)
 
 
-def build_centering(kind: Literal["softmax", "sinkhorn_knopp"], *, prototypes: int, momentum: float) -> Centering:
+def build_centering(
+    kind: Literal["softmax", "sinkhorn_knopp", "none"], *, prototypes: int, momentum: float
+) -> Centering:
     """The target normaliser named in the config."""
+    if kind == "none":
+        return NoCentering()
     return SoftmaxCentering(prototypes, momentum) if kind == "softmax" else SinkhornKnopp()
 
 
 @torch.no_grad()
 def teacher_diagnostics(
-    *, teacher_probs: Float[Tensor, "T B K"], features: Float[Tensor, "T B D"], cross_entropy: Tensor
+    *, teacher_probs: Float[Tensor, "T B K"], features: Float[Tensor, "V B D"], cross_entropy: Tensor
 ) -> dict[str, Tensor]:
     """Entropy of the targets, KL from teacher to student, use of the prototypes, spread of the features (DINO, section 5.3).
 

@@ -1,7 +1,7 @@
 """How teacher scores become targets that neither collapse to one prototype nor to the uniform distribution.
 
 Two published ways: subtract a running centre and sharpen (DINO, section 3.1), or three Sinkhorn-Knopp iterations
-(SwAV; DINOv2, section 4).
+(SwAV; DINOv2, section 4). A softmax alone is what ablations compare them with.
 Letters: N samples of this rank, K prototypes.
 """
 
@@ -63,6 +63,15 @@ class SoftmaxCentering(Centering):
     def forget(self) -> None:
         """Drop what was seen since the last `update`."""
         self._seen.clear()
+
+
+class NoCentering(Centering):
+    """softmax(scores / temperature): sharpening alone, with which one prototype takes all (DINO, section 5.3)."""
+
+    @torch.no_grad()
+    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
+        """Targets, each row summing to 1."""
+        return torch.softmax(scores.float() / temperature, dim=-1)
 
 
 class SinkhornKnopp(Centering):

@@ -17,16 +17,18 @@ def dino_loss(
     student_scores: Float[Tensor, "S B K"],
     teacher_probs: Float[Tensor, "T B K"],
     temperature: float,
+    global_views: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy over all pairs of a teacher view and a *different* student view (DINO, equation 3 and algorithm 1).
 
-    The first T student views are the teacher's own views (global crops), the others are local crops. As nested loops:
+    The first T student views are the teacher's own. The first `global_views` are global crops and the others local ones; None
+    says that the teacher sees the global crops and no others. As nested loops:
 
         for q in range(T):
             for v in range(S):
                 if v != q:
                     term = mean over b of cross_entropy(teacher_probs[q, b], student_scores[v, b] / temperature)
-                    (global_sum if v < T else local_sum) += term
+                    (global_sum if v < global_views else local_sum) += term
         return global_sum / pairs, local_sum / pairs        # pairs = T * S - T
 
     Returns:
@@ -34,6 +36,7 @@ def dino_loss(
     """
     views, students = len(teacher_probs), len(student_scores)
     pairs = views * (students - 1)
+    global_views = views if global_views is None else global_views
     all_targets = teacher_probs.sum(dim=0)  # B K
     # a global view answers to every teacher view but its own
     others = list(teacher_probs.flip(0)) if views == 2 else [all_targets - own for own in teacher_probs]
@@ -43,7 +46,7 @@ def dino_loss(
         [views - 1.0] * views + [float(views)] * (students - views),
         temperature=temperature,
     ).mean(dim=1)
-    return entropies[:views].sum() / pairs, entropies[views:].sum() / pairs
+    return entropies[:global_views].sum() / pairs, entropies[global_views:].sum() / pairs
 
 
 def ibot_loss(

@@ -70,7 +70,7 @@ class MLflowRun(Outbox):
         it can be, from the opening that `create_run` left in the folder, and gets the whole record.
         """
         uri = absolute_uri(tracking_uri)
-        connect = partial(_connected, uri, run_id, spool.run_dir)
+        connect = partial(connected, uri, run_id, spool.run_dir)
         super().__init__(spool, connect=connect, retry=retry, patience=patience)
 
 
@@ -86,13 +86,10 @@ def create_run(opening: Opening, *, tracking_uri: str, run_id: str | None = None
     """
     uri = absolute_uri(tracking_uri)
     try:
-        return _opened(_client(uri), uri, opening, run_id)
+        return _opened(client_of(uri), uri, opening, run_id)
     except Exception as error:
-        text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
-        raise TrackerUnavailable(
-            f"tracking_uri = {redact_text(uri)}: no run could be opened ({text}); start the server, "
-            "give another address, or train with the spool alone"
-        ) from None  # the cause holds the address with its password
+        remedy = "no run could be opened; start the server, give another address, or train with the spool alone"
+        raise unavailable(uri, error, remedy) from None  # the cause holds the address with its password
 
 
 def record_files(
@@ -111,8 +108,8 @@ def record_files(
     """
     uri = absolute_uri(tracking_uri)
     try:
-        client = _client(uri)
-        run = client.create_run(_experiment_id(client, uri, experiment), run_name=redact_text(run_name)).info.run_id
+        client = client_of(uri)
+        run = client.create_run(experiment_id(client, uri, experiment), run_name=redact_text(run_name)).info.run_id
         _log_params(client, run, clean_params(params), known=set())
         for name, value in metrics.items():
             client.log_metric(run, name, value)
@@ -120,9 +117,14 @@ def record_files(
             client.log_artifact(run, str(path))
         client.set_terminated(run, status="FINISHED")
     except Exception as error:
-        text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
-        raise TrackerUnavailable(f"tracking_uri = {redact_text(uri)}: nothing was recorded ({text})") from None
+        raise unavailable(uri, error, "nothing was recorded") from None
     return run
+
+
+def unavailable(tracking_uri: str, error: Exception, what: str) -> TrackerUnavailable:
+    """What to raise when a server failed with `error`, without its secrets."""
+    text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
+    return TrackerUnavailable(f"tracking_uri = {redact_text(tracking_uri)}: {what} ({text})")
 
 
 def run_page(tracking_uri: str, run_id: str) -> str | None:
@@ -137,7 +139,7 @@ def run_page(tracking_uri: str, run_id: str) -> str | None:
     elif not tracking_uri.startswith(("http://", "https://")):
         return None
     try:
-        experiment = _client(absolute_uri(tracking_uri)).get_run(run_id).info.experiment_id
+        experiment = client_of(absolute_uri(tracking_uri)).get_run(run_id).info.experiment_id
     except Exception:  # a line for the reader is no reason to fail a finished run
         return None
     return f"{host}/#/experiments/{experiment}/runs/{run_id}/model-metrics?workflowType=machine_learning"
@@ -158,7 +160,7 @@ def replay(run_dir: Path, *, tracking_uri: str, run_id: str) -> int:
 
 def open_tracker(tracking_uri: str, run_id: str) -> Tracker:
     """The door for one run; no request is made yet."""
-    return _MLflowTracker(_client(tracking_uri), tracking_uri, run_id)
+    return _MLflowTracker(client_of(tracking_uri), tracking_uri, run_id)
 
 
 class _MLflowTracker:
@@ -191,6 +193,10 @@ class _MLflowTracker:
             sensor.clear_metrics()
         return {f"{SYSTEM_GROUP}/{name}": float(value) for name, value in values.items()}
 
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._client.set_tag(self.run_id, name, value)
+
     def status(self, status: str) -> None:
         if status == "RUNNING":
             self._client.update_run(self.run_id, status=status)
@@ -208,7 +214,8 @@ def _mlflow() -> "ModuleType":
     return mlflow
 
 
-def _client(tracking_uri: str) -> "MlflowClient":
+def client_of(tracking_uri: str) -> "MlflowClient":
+    """A client of a store; the folder of one in SQLite is made."""
     mlflow = _mlflow()
     if tracking_uri.startswith(_SQLITE):
         Path(tracking_uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +231,8 @@ def _system_monitor(tracking_uri: str, run_id: str) -> Any:
         return None
 
 
-def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
+def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
+    """The experiment of that name, made if it is not there. Raises ValueError if it was deleted."""
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         raise ValueError(f"experiment {name!r} was deleted; restore it in MLflow or choose another name")
@@ -241,7 +249,7 @@ def _opened(client: "MlflowClient", uri: str, opening: Opening, run_id: str | No
     """The id of the run that the server has under `run_id` or the opening's key, else of a new one."""
     run = _reopened(client, run_id) if run_id else None
     if run is None:
-        experiment = _experiment_id(client, uri, opening.experiment)
+        experiment = experiment_id(client, uri, opening.experiment)
         asked = f"tags.`{KEY_TAG}` = '{opening.key}'"
         found = client.search_runs([experiment], filter_string=asked, max_results=1)
         run = _reopened(client, found[0].info.run_id) if found else None
@@ -263,9 +271,9 @@ def _made(client: "MlflowClient", experiment: str, opening: Opening) -> Any:
     return run
 
 
-def _connected(uri: str, run_id: str | None, run_dir: Path) -> Tracker:
+def connected(uri: str, run_id: str | None, run_dir: Path) -> "_MLflowTracker":
     """The door for a run that the server has for certain, made or found again if need be."""
-    opening, client = Opening.load(run_dir), _client(uri)
+    opening, client = Opening.load(run_dir), client_of(uri)
     if opening is not None:
         run_id = _opened(client, uri, opening, run_id)
     if run_id is None:

@@ -52,6 +52,7 @@ PIXELS_TOP1 = "pixels/top1"  # the same k-NN on raw pixels, once at step 0
 LOSS_GROUP = "loss"
 DISPLAYED_GROUP = "displayed"  # losses in the unit of DINOv2's official logs
 SYSTEM_GROUP = "system"
+ABLATION_GROUP = "ablation"  # of an ablation's parent: each variant's mean over seeds
 
 
 def evaluation_metric(evaluation: str, name: str) -> str:

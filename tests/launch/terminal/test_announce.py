@@ -34,6 +34,14 @@ def test_plan_text__leaves_out_what_is_unknown():
     assert "no labels" in text
 
 
+def test_plan_text__says_how_long_crops_are_small():
+    recipe = Recipe().override({"method.curriculum": {"length": 0.6}})
+    assert "crops of 112 and 48 pixels for the first 600 steps" in plan_text(
+        recipe, ClusterConfig(), FACTS, warnings=[]
+    )
+    assert "pixels" not in plan_text(Recipe(), ClusterConfig(), FACTS, warnings=[])
+
+
 def test_tokens_per_image__counted_patch_by_patch():
     recipe = Recipe().override({"backbone.registers": 4, "backbone.patch_size": 8, "method.local_crops.count": 3})
 

@@ -66,6 +66,12 @@ def test_parse__short_spelling_of_data(word):
     assert read(word, "s3://bucket/x").recipe.data.path == "s3://bucket/x"
 
 
+def test_parse__a_curriculum_is_made_by_its_flags():
+    words = ["--method.curriculum.length", "0.5", "--method.curriculum.global-size", "128"]
+    curriculum = read(*words).recipe.method.curriculum
+    assert (curriculum.length, curriculum.global_size, curriculum.local_size) == (0.5, 128, 48)
+
+
 def test_parse__preset_below_file_below_flags(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("steps: 300\nseed: 5\noptim: {lr: 1e-3}\n")

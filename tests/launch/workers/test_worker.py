@@ -27,6 +27,7 @@ from raydino.launch.workers import worker
 from raydino.launch.workers.keep import Keeper
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
+from raydino.tracking.run import LOSS_TOTAL
 from raydino.tracking.spool import METRICS_FILE, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -133,3 +134,26 @@ def test_train_worker__the_stream_begins_before_the_model_is_built_and_ends_if_t
     with pytest.raises(MemoryError, match="no room for the model"):
         worker.train_worker(job)
     assert [(step, stream.closed) for step, stream in begun] == [(3, True)]
+
+
+def test_train_worker__a_curriculum_has_the_same_losses_cut_in_the_cluster_and_without_ray(
+    ray_cluster: None, train_here: Callable[..., Any], tiny: Path, small_images: Path, tmp_path: Path
+):
+    """Windows that hold images of both sizes are cut twice in the cluster; who cuts must not show."""
+    recipe = Recipe().override(read_yaml_file(tiny)).override({"cadence": {"evaluate": 0, "checkpoint": 0}})
+    grown = recipe.override({"method.curriculum": {"length": 0.5, "global_size": 16, "local_size": 8}})
+    job = Job(
+        recipe=grown,
+        cluster=ClusterConfig(cpus_per_worker=0.5, threads=1, decode_in="cluster", storage=str(tmp_path)),
+        run_dir=tmp_path,
+        data_path=str(small_images),
+        data_digest=open_collection(str(small_images), split="train").manifest.digest,
+        tracking_uri="",
+        mlflow_run_id=None,
+    )
+    fit(job)
+    rows = read_metrics(job.run_dir / METRICS_FILE)
+    losses = [row[LOSS_TOTAL] for row in rows.values() if LOSS_TOTAL in row]
+    expected = [float(report.metrics[LOSS_TOTAL]) for report in train_here(grown, small_images)]
+    assert losses == pytest.approx(expected, rel=1e-6) and len(losses) == 12
+    assert losses != pytest.approx([float(r.metrics[LOSS_TOTAL]) for r in train_here(recipe, small_images)], rel=1e-2)

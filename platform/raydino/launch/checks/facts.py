@@ -19,7 +19,7 @@ from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.memory import Memory, estimate
 from raydino.train.parallel import has_batch_norm, native_bf16
-from raydino.train.steps import train_step
+from raydino.train.steps import Loop, train_step
 from raydino.views import Batch, Views
 
 PROBE_STEPS = 2  # timed, after one that is not
@@ -74,7 +74,7 @@ def worker_memory(recipe: Recipe, cluster: ClusterConfig) -> Memory:
         loop = build_loop(recipe, cluster.override(settings), torch.device("meta"))
     parts = cluster.accumulate_on(cluster.workers, recipe.global_batch)
     images = recipe.global_batch // (cluster.workers * parts)
-    masks = _masks(recipe, images)
+    masks = _masks(views, images, seed=recipe.seed)
     return estimate(
         replace(loop, accumulate=parts),
         views.shapes(images),
@@ -107,48 +107,50 @@ def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict
     }
 
 
-def _masks(recipe: Recipe, images: int, *, step: int = 0) -> torch.Tensor | None:
+def _masks(views: Views, images: int, *, seed: int, step: int = 0) -> torch.Tensor | None:
     """Masks of the first `images` images of a step, [V, B, P]."""
-    views = recipe.views
     if views.masks is None:
         return None
     count = views.crops["global"].count
     return torch.from_numpy(
-        block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=step, lane=0, images=images, views=count)
+        block_masks(views.masks, grid=views.grid, seed=seed, step=step, lane=0, images=images, views=count)
     )
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
-    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels.
+    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels, over the run
+    where a curriculum changes their size.
 
     Several workers on one CPU share its cores, so only GPUs multiply.
     """
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
     loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
     images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
-    batch = random_batch(recipe, images)
+    seconds = sum(len(steps) * _step_seconds(loop, recipe, views, images) for steps, views in recipe.phases())
+    one = images * recipe.steps / seconds
+    return one * (cluster.workers if loop.device.type == "cuda" else 1)
+
+
+def _step_seconds(loop: Loop, recipe: Recipe, views: Views, images: int) -> float:
+    """Seconds of a training step on random pixels."""
+    batch = random_batch(recipe, images, views=views)
     train_step(loop, batch)
     started = time.perf_counter()
     for _ in range(PROBE_STEPS):
         train_step(loop, batch)
     if loop.device.type == "cuda":
         torch.cuda.synchronize()
-    one = images * PROBE_STEPS / (time.perf_counter() - started)
-    return one * (cluster.workers if loop.device.type == "cuda" else 1)
+    return (time.perf_counter() - started) / PROBE_STEPS
 
 
-def random_batch(recipe: Recipe, images: int, *, step: int = 0) -> Batch:
-    """A batch of random pixels with the masks of `step`, on the CPU: what a step costs without any data."""
-    views, generator = recipe.views, torch.Generator().manual_seed(step)
+def random_batch(recipe: Recipe, images: int, *, step: int = 0, views: Views | None = None) -> Batch:
+    """A batch of random pixels with the masks of `step`, on the CPU: what a step costs without any data. `views` None are those
+    of the recipe's end."""
+    views, generator = views or recipe.views, torch.Generator().manual_seed(step)
     crops = {
         name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         for name, shape in views.shapes(images).items()
     }
     labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
-    return Batch(
-        crops,
-        _masks(recipe, images, step=step),
-        tuple(n.to_bytes(4, "big") for n in range(images)),
-        step=step,
-        labels=labels,
-    )
+    ids = tuple(number.to_bytes(4, "big") for number in range(images))
+    return Batch(crops, _masks(views, images, seed=recipe.seed, step=step), ids, step=step, labels=labels)

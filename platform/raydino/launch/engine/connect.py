@@ -16,10 +16,13 @@ CONNECT_SECONDS = 10.0  # an address that does not answer by then is wrong, not 
 
 
 @contextlib.contextmanager
-def start_ray(cluster: ClusterConfig, *, store: int = STORE_LEAST) -> Iterator[None]:
+def start_ray(
+    cluster: ClusterConfig, *, store: int = STORE_LEAST, cpus: int | None = None, dashboard: bool = False
+) -> Iterator[None]:
     """Ray for the length of a `with` block: started in this process or joined, quiet, workers able to import raydino.
 
-    `store` is the size of the object store in bytes, for a Ray started here.
+    For a Ray started here, `store` is the size of its object store in bytes, `cpus` how many it counts, and `dashboard` whether
+    it has one, as groups of workers that others start and end need.
     An already initialised Ray (a sweep, a test) is used as it is and left running. Raises ConfigError naming address
     and remedy if a cluster cannot be reached, has another version or refuses the token.
     """
@@ -32,7 +35,7 @@ def start_ray(cluster: ClusterConfig, *, store: int = STORE_LEAST) -> Iterator[N
         # Emitted at each start although token authentication is what we want.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if cluster.is_local:
-            _init_local(cluster, store)
+            _init_local(cluster, store, cpus, dashboard=dashboard)
         else:
             _join(cluster)
         try:
@@ -41,16 +44,16 @@ def start_ray(cluster: ClusterConfig, *, store: int = STORE_LEAST) -> Iterator[N
             ray.shutdown()
 
 
-def _init_local(cluster: ClusterConfig, store: int) -> None:
+def _init_local(cluster: ClusterConfig, store: int, cpus: int | None, *, dashboard: bool) -> None:
     import ray
 
     # One CPU beyond the workers': when they take all of them, Ray Data's tasks wait for ever. Only Ray counts it.
     needed = math.ceil(cluster.workers * cluster.cpus_per_worker) + 1
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, needed),
+        num_cpus=cpus or max(os.cpu_count() or 1, needed),
         object_store_memory=store,
-        include_dashboard=False,
+        include_dashboard=dashboard,
         log_to_driver=False,
         logging_level=logging.WARNING,
     )

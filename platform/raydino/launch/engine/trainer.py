@@ -83,7 +83,10 @@ def fit(job: "Job") -> None:
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={
+                "CPU": cluster.cpus_per_worker,
+                **({"GPU": cluster.gpus_per_worker} if use_gpu else {}),
+            },
             elastic_resize_monitor_interval_s=RESIZE_EVERY,
         ),
         run_config=RunConfig(
@@ -124,7 +127,7 @@ def _trainer(job: "Job") -> Any:
     policy = partial(
         EvenSizes,
         sizes=cluster.sizes(lanes=recipe.lanes, global_batch=recipe.global_batch),
-        spare=_reading(cluster),
+        spare=reading_cpus(cluster),
         patience=cluster.start_timeout,
         run_dir=job.run_dir,
     )
@@ -164,7 +167,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     train_worker(config["job"], config["claim"])
 
 
-def _reading(cluster: ClusterConfig) -> float:
+def reading_cpus(cluster: ClusterConfig) -> float:
     """CPUs that reading needs beside the workers."""
     from raydino.data.stream import CROP_CPUS, FETCH_CPUS
 
@@ -175,7 +178,8 @@ def _require(job: "Job", resources: Mapping[str, float], *, use_gpu: bool) -> No
     """Refuse what the cluster can never schedule: Ray would wait for it without a word."""
     cluster = job.cluster
     field, least = ("min_workers", cluster.min_workers) if cluster.is_elastic else ("workers", cluster.workers)
-    needed = {"CPU": least * cluster.cpus_per_worker + _reading(cluster), "GPU": float(least if use_gpu else 0)}
+    gpus = least * cluster.gpus_per_worker if use_gpu else 0.0
+    needed = {"CPU": least * cluster.cpus_per_worker + reading_cpus(cluster), "GPU": gpus}
     for kind, amount in needed.items():
         if resources.get(kind, 0.0) < amount:
             raise ConfigError(

@@ -56,6 +56,10 @@ def plan_text(
         ("place", f"Ray {cluster.address}, decode_in {cluster.decode_in}, precision {cluster.precision}"),
         ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
     ]
+    if (small := recipe.method.curriculum) is not None:
+        short = in_steps(small.length, steps)
+        local = f" and {small.local_size}" if recipe.method.local_crops.count else ""
+        rows.append(("sizes", f"crops of {small.global_size}{local} pixels for the first {short:,} steps"))
     if not facts.parameters:
         rows = [row for row in rows if row[0] != "memory"]
     if facts.images_per_second > 0:

@@ -45,6 +45,8 @@ class Command:
     """Whether to profile some steps and leave a trace and a summary in the run's folder."""
     allow_change: tuple[str, ...] = ()
     """Fields of the recipe, dotted, that may differ from those of the run that is resumed; a name permits all below it."""
+    more: Config | None = None
+    """Settings of a command that has its own besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +65,15 @@ class Leaf:
 
 
 def parse(
-    recipe: Recipe, presets: Mapping[str, Recipe], *, description: str, argv: Sequence[str] | None = None
+    recipe: Recipe,
+    presets: Mapping[str, Recipe],
+    *,
+    description: str,
+    argv: Sequence[str] | None = None,
+    more: Config | None = None,
 ) -> Command:
-    """Read a command line. `recipe` holds without `--preset`; `argv` None takes the process's own.
+    """Read a command line. `recipe` holds without `--preset`; `argv` None takes the process's own; the fields of `more` are
+    flags as well.
 
     `--help` and `--version` print and leave with SystemExit(0); anything that cannot be understood leaves with
     SystemExit(2) after one line per fault on stderr.
@@ -86,7 +94,8 @@ def parse(
             recipe = _from_file(recipe, sources["config"])
         if sources["cluster"]:
             cluster = _from_file(cluster, sources["cluster"])
-        groups = {"recipe": list(leaves(recipe, "")), "cluster": list(leaves(cluster, "cluster."))}
+        own = {} if more is None else {"settings": list(leaves(more, ""))}
+        groups = {**own, "recipe": list(leaves(recipe, "")), "cluster": list(leaves(cluster, "cluster."))}
         if wants_help:
             say(_help(program, description, presets, groups))
             raise SystemExit(0)
@@ -99,6 +108,7 @@ def parse(
             dry_run=given["dry_run"],
             profile=given["profile"],
             allow_change=_allowed(given["allow_change"], resume=given["resume"]),
+            more=None if more is None else more.override(_changes(groups["settings"], given, "")),
         )
     except ConfigError as error:
         fail(str(error))

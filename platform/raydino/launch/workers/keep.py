@@ -74,7 +74,7 @@ class Keeper:
                 f"{path}: holds the state after step {saved.step}; give the folder its own name again."
             )
         for name, now in self._identity().items():
-            known = (now, *self._job.data_before) if name == "data" else (now,)
+            known = (now, *(self._job.data_before if name == "data" else self._job.ancestors))
             if saved.meta.get(name) not in known:
                 raise ConfigError(
                     f"{name}: the checkpoint at step {saved.step} was made with {saved.meta.get(name)}, this run has {now}; "

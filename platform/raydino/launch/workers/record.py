@@ -181,7 +181,8 @@ class Judge:
         method = self._loop.method
         metrics[TEACHER_DISTANCE] = float(teacher_distance(student=method.student, teacher=method.teacher))
         self._record.log(metrics, done)
-        _report(metrics, done)
+        if not self._job.alone:
+            _report(metrics, done)
         if self._job.recipe.cadence.pictures and self._record.run is not None:
             self._draw(encoder, self._record.run, done)
 

@@ -13,6 +13,9 @@ STOP = "STOP"
 """File in the run's folder: a wish to stop."""
 SAVE = "SAVE"
 """File in the run's folder: a wish to save and go on; removed when that is done."""
+GO = "GO"
+"""File in the run's folder: the step of the last evaluation after which a judged run may go on."""
+LOOK = 0.05  # s between two looks for a verdict
 ASK = 5.0  # s between two questions about preemption: Ray itself looks as often, and an answer is a round trip of all ranks
 
 
@@ -31,8 +34,8 @@ class Wish:
 class Wishes:
     """Asked by all ranks together after every step: a rank that left alone would leave the others waiting."""
 
-    def __init__(self, run_dir: Path, device: torch.device) -> None:
-        self._run_dir, self._device = run_dir, device
+    def __init__(self, run_dir: Path, device: torch.device, *, alone: bool = False) -> None:
+        self._run_dir, self._device, self._alone = run_dir, device, alone
         self._asked = time.monotonic()
         self._answered: set[tuple[str, ...]] = set()
 
@@ -42,7 +45,7 @@ class Wishes:
         flags = [
             float(first and (self._run_dir / STOP).exists()),
             float(first and (self._run_dir / SAVE).exists()),
-            float(first and time.monotonic() - self._asked >= ASK),
+            float(first and not self._alone and time.monotonic() - self._asked >= ASK),
         ]
         if collectives.world_size() > 1:
             flags = collectives.all_sum(torch.tensor(flags, device=self._device)).tolist()
@@ -53,6 +56,17 @@ class Wishes:
             if notice is None
             else Wish(stop, save=True, deadline=notice.deadline_ms and notice.deadline_ms / 1000)
         )
+
+    def wait_for_verdict(self, done: int) -> bool:
+        """Wait until somebody has judged the evaluation after `done` steps; whether the run is to stop. All ranks together."""
+        stop = 0.0
+        if collectives.rank() == 0:
+            while told(self._run_dir) < done and not (self._run_dir / STOP).exists():
+                time.sleep(LOOK)
+            stop = float((self._run_dir / STOP).exists())
+        if collectives.world_size() > 1:
+            stop = float(collectives.all_sum(torch.tensor(stop, device=self._device)))
+        return stop > 0
 
     def saved(self) -> None:
         """Tell who wished for it that the state is saved."""
@@ -67,3 +81,18 @@ class Wishes:
             return None
         self._answered.add(nodes)
         return notice
+
+
+def tell(run_dir: Path, step: int) -> None:
+    """Let a judged run go on after its evaluation at `step`."""
+    beside = run_dir / f".{GO}.tmp"
+    beside.write_text(str(step))
+    beside.replace(run_dir / GO)
+
+
+def told(run_dir: Path) -> int:
+    """The step up to which a judged run may go on, -1 before the first verdict."""
+    try:
+        return int((run_dir / GO).read_text())  # opened, because NFS asks its server again only then
+    except FileNotFoundError:
+        return -1

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Literal
@@ -20,8 +20,9 @@ from ray.train.torch import get_device
 
 from raydino import collectives
 from raydino.config import ConfigError, in_steps
-from raydino.data.batches import Batches, batches
+from raydino.data.batches import batches
 from raydino.data.fetch import TooManyBadImages
+from raydino.data.phases import Phases
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.owners import Owners
@@ -85,7 +86,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
             f"data.path = {recipe.data.path}: changed while the run went on (digest {now[:16]}…, it began with "
             f"{job.data_digest[:16]}…); restore it, or start a run under another name."
         )
-    device = get_device()
+    device = _device(job)
     checkpoint = choose(job, device)
     start = 0 if checkpoint is None else step_of(checkpoint)
     with closing(_stream(job, inputs, claim, start=start)) as stream:  # first: it needs seconds for its first batch
@@ -95,7 +96,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
         _train_on(stream, job, inputs, loop, progress, keeper)
 
 
-def _train_on(stream: Batches, job: Job, inputs: Inputs, loop: Loop, progress: _Progress, keeper: Keeper) -> None:
+def _train_on(stream: Phases, job: Job, inputs: Inputs, loop: Loop, progress: _Progress, keeper: Keeper) -> None:
     recipe, rank, start = job.recipe, collectives.rank(), progress.done
     record = Record(job, rank, loop.device, lambda: stream.starved)
     judge = Judge(job, inputs, loop, record)
@@ -121,6 +122,13 @@ def _train_on(stream: Batches, job: Job, inputs: Inputs, loop: Loop, progress: _
     record.close("FINISHED" if progress.done == recipe.steps else "KILLED")
 
 
+def _device(job: Job) -> torch.device:
+    """What this worker trains on: Ray Train's choice, or what Ray has reserved for a trial."""
+    if not job.alone:
+        return get_device()
+    return torch.device("cuda:0" if job.cluster.use_gpu(torch.cuda.device_count()) else "cpu")
+
+
 def _follow(
     job: Job,
     reports: Iterable[StepReport],
@@ -131,11 +139,11 @@ def _follow(
     watchdog: Watchdog,
 ) -> None:
     """Record, judge and keep what the training reports, until it ends or is asked to stop."""
-    recipe, wishes = job.recipe, Wishes(job.run_dir, judge.device)
+    recipe, wishes = job.recipe, Wishes(job.run_dir, judge.device, alone=job.alone)
     for report in reports:
         done = progress.done = report.step + 1
         watchdog.beat(done)
-        last, wish = done == recipe.steps, wishes.after_step()
+        last, wish = done >= job.last_step, wishes.after_step()
         record.note(keeper.poll())
         record.step(report, now=last or wish.stop or done % recipe.cadence.log == 0)
         with record.rate.paused(), watchdog.patience():
@@ -145,29 +153,36 @@ def _follow(
                 log.warning("step %d: saved, because nodes are about to go or to come (%s)", done, wish)
             if last or _due(done, recipe.cadence.evaluate, recipe.steps):
                 judge.evaluate(done)
+                if job.judged and not last and wishes.wait_for_verdict(done):
+                    wish = replace(wish, stop=True)
             if last or wish.stop or _due(done, recipe.cadence.checkpoint, recipe.steps):
                 record.note(keeper.save(done))
         if wish.stop:
             break
 
 
-def _stream(job: Job, inputs: Inputs, claim: Owners | None, *, start: int) -> Batches:
+def _stream(job: Job, inputs: Inputs, claim: Owners | None, *, start: int) -> Phases:
+    """All batches from `start` on. Where a curriculum changes their size the pipeline starts anew, as after a restart: windows
+    that hold images of both sizes are read twice, and a bad image may be reported again."""
     recipe = job.recipe
-    return batches(
-        inputs.collection,
-        inputs.plan,
-        recipe.views,
-        seed=recipe.seed,
-        rank=collectives.rank(),
-        world=collectives.world_size(),
-        start_step=start,
-        steps=recipe.steps - start,
-        max_bad=recipe.data.max_bad,
-        on_bad=partial(quarantine, job.run_dir, collectives.rank()),
-        decode_in=_decode_in(job),
-        threads=_decode_threads(job.cluster),
-        prefetch=max(1, job.cluster.prefetch),
-        claim=claim,
+    return Phases(
+        batches(
+            inputs.collection,
+            inputs.plan,
+            views,
+            seed=recipe.seed,
+            rank=collectives.rank(),
+            world=collectives.world_size(),
+            start_step=steps.start,
+            steps=len(steps),
+            max_bad=recipe.data.max_bad,
+            on_bad=partial(quarantine, job.run_dir, collectives.rank()),
+            decode_in=_decode_in(job),
+            threads=_decode_threads(job.cluster),
+            prefetch=max(1, job.cluster.prefetch),
+            claim=claim,
+        )
+        for steps, views in recipe.phases(start, job.last_step)
     )
 
 

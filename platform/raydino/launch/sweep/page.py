@@ -1,0 +1,185 @@
+"""The page of a sweep: one HTML file without scripts, with nothing loaded from elsewhere, in the manner of curation's report."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raydino.curation import markup
+from raydino.curation.markup import lines, number, table, text
+from raydino.launch.sweep.importance import RELIABLE_TRIALS, Importance
+from raydino.launch.sweep.population import Exploit
+from raydino.launch.sweep.ranking import Row
+from raydino.launch.sweep.space import label
+
+_STYLE = Path(markup.__file__).with_name("page.css")
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second wall behind escaping
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that the page says."""
+
+    title: str
+    created: str
+    command: str
+    objective: str
+    rows: Sequence[Row]
+    """From the best to the worst."""
+    own: Mapping[str, Any]
+    """The recipe's values in every dimension."""
+    mattered: Sequence[Importance]
+    compared: tuple[int, int]
+    """Trials that importances come from, and the images after which they were compared."""
+    pictures: Mapping[str, Path]
+    """By caption."""
+    device_hours: float
+    device: str
+    minutes: float
+    """From begin to end, of the last driver."""
+    refused: Sequence[str]
+    exploits: Sequence[Exploit]
+    settings: Mapping[str, Any]
+    best: str
+    """best.yaml."""
+
+
+def page(told: Told) -> str:
+    """The sweep as an HTML document: a pure function of what is told."""
+    sections = [
+        ("ranking", "Ranking", _ranking(told)),
+        ("mattered", "What mattered", _mattered(told)),
+        ("pictures", "Pictures", "".join(_picture(caption, path) for caption, path in told.pictures.items())),
+        *([("exploits", "Exploits", _exploits(told))] if told.exploits else []),
+        ("best", "The best recipe", f'<pre tabindex="0">{lines(told.best, longest=2000)}</pre>'),
+        ("repeat", "How to repeat this", _repeat(told)),
+    ]
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
+        for name, title, content in sections
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(told.title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<style>{_STYLE.read_text()}</style></head>\n"
+        f'<body><a class="skip" href="#main">Skip to the content</a><nav aria-label="Sections"><ol>{links}</ol></nav>'
+        f'<main id="main" tabindex="-1">{_head(told)}{body}</main></body></html>\n'
+    )
+
+
+def shown(value: float | None, spread: float | None) -> str:
+    """A mean with its spread; "–" where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
+
+
+def settings_of(row: Row) -> str:
+    """What a configuration sets, for people."""
+    return ", ".join(f"{label(key)} {_value(value)}" for key, value in row.params.items()) or "the recipe as it is"
+
+
+def _head(told: Told) -> str:
+    statuses = [row.status for row in told.rows]
+    tiles = [
+        ("in", "configurations", f"{len(told.rows):,}", ""),
+        ("kept", "trained to the end", f"{statuses.count('finished'):,}", ""),
+        ("dropped", "stopped early", f"{statuses.count('stopped'):,}", ""),
+        ("leaked", "failed", f"{sum(row.failed for row in told.rows):,}", "trials"),
+    ]
+    best = told.rows[0] if told.rows else None
+    words = (
+        f"Best: {settings_of(best)}, {told.objective} {shown(best.value, best.spread)}."
+        if best
+        else "No trial was run."
+    )
+    cells = "".join(
+        f'<div class="{kind}"><dt>{name}</dt><dd>{count}</dd><dd class="aside">{note}</dd></div>'
+        for kind, name, count, note in tiles
+    )
+    return (
+        f'<header><h1>{text(told.title)}</h1><p class="aside">{text(told.created)} · {told.device_hours:.3g} '
+        f'{text(told.device)}-hours · {told.minutes:.1f} minutes</p><dl class="tiles">{cells}</dl><p>{text(words)}</p></header>'
+    )
+
+
+def _ranking(told: Told) -> str:
+    keys = list(told.own)
+    rows = [
+        (
+            text(row.group),
+            *(text(_value(row.params.get(key, told.own.get(key)))) for key in keys),
+            text(f"{row.status}{': ' + row.reason if row.reason else ''}"),
+            text(shown(row.value, row.spread)),
+            f"{len(row.values)}",
+            f"{row.images:,}",
+            f"{row.seconds / 60:.1f}",
+        )
+        for row in told.rows
+    ]
+    head = ["trial", *(text(label(key)) for key in keys), "ended", text(told.objective), "seeds", "images", "minutes"]
+    note = (
+        '<p class="aside">Means over seeds, ± their standard deviation. Configurations that were stopped are ranked by how far '
+        "they came: their values are of fewer images.</p>"
+    )
+    return note + table("Configurations, the best first", head, rows, words=2 + len(keys))
+
+
+def _mattered(told: Told) -> str:
+    trials, images = told.compared
+    if not told.mattered:
+        return f'<p class="aside">Nothing can be said from {trials} trials.</p>'
+    rows = [(text(label(each.key)), f"{each.share:.0%}", f"± {each.spread:.0%}") for each in told.mattered]
+    doubt = (
+        f" {trials} trials are few: below about {RELIABLE_TRIALS}, take a share no larger than twice its spread for chance."
+        if trials < RELIABLE_TRIALS
+        else ""
+    )
+    note = (
+        f'<p class="aside">Share of the variance of {text(told.objective)} that each dimension explains alone (functional '
+        f"analysis of variance on random forests), over {trials} trials compared after {images:,} images each.{doubt}</p>"
+    )
+    return note + table("What mattered", ["dimension", "share", "spread"], rows)
+
+
+def _picture(caption: str, path: Path) -> str:
+    source = base64.b64encode(path.read_bytes()).decode()
+    style = "width:100%;height:auto;background:#fff"
+    return f'<h3>{text(caption)}</h3><img src="data:image/png;base64,{source}" alt="{text(caption)}" style="{style}">'
+
+
+def _exploits(told: Told) -> str:
+    rows = [
+        (
+            f"{each.step:,}",
+            text(each.loser),
+            text(each.winner),
+            f"{number(each.worth[0])} → {number(each.worth[1])}",
+            text(", ".join(f"{label(key)} {_value(value)}" for key, value in each.after.items())),
+        )
+        for each in told.exploits
+    ]
+    return table(
+        "Members that went on from a copy", ["step", "member", "copy of", told.objective, "and then"], rows, words=9
+    )
+
+
+def _repeat(told: Told) -> str:
+    rows = [
+        (text(name), text(json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value, longest=600))
+        for name, value in told.settings.items()
+        if name != "recipe"
+    ]
+    refused = "".join(f"<li>{text(each)}</li>" for each in told.refused)
+    return (
+        f'<pre tabindex="0">{lines(told.command, longest=2000)}</pre>{table("Settings", ["setting", "value"], rows, words=2)}'
+        + (f"<h3>Drawn in vain</h3><ul>{refused}</ul>" if refused else "")
+    )
+
+
+def _value(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,197 @@
+"""What a sweep leaves: the best recipe as YAML, a ranking, pictures, a page, and its run in MLflow with the trials below it."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydino.launch.resume import flat, write
+from raydino.launch.sweep.importance import importances, seen_equally
+from raydino.launch.sweep.page import Told, page, settings_of, shown
+from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
+from raydino.launch.sweep.population import Exploit
+from raydino.launch.sweep.prepare import close_parent
+from raydino.launch.sweep.ranking import Row, device_hours, rank
+from raydino.launch.sweep.space import apply, current, label, written
+from raydino.launch.sweep.trial import TrialResult
+from raydino.recipe import Recipe
+from raydino.tracking.mlflow_run import run_page
+from raydino.tracking.outbox import recorded_run
+
+if TYPE_CHECKING:
+    from raydino.launch.sweep.search import Plan
+    from raydino.launch.sweep.setting import Sweep
+
+BEST, PAGE, RANKING = "best.yaml", "report.html", "ranking.json"
+"""Files in the sweep's folder."""
+
+
+def parameters(sweep: "Sweep") -> dict[str, object]:
+    """What MLflow shows of a sweep beside its trials."""
+    return {
+        **{f"sweep.{name}": value for name, value in sweep.config.dump().items()},
+        **{f"space.{key}": json.dumps(value) for key, value in written(sweep.space).items()},
+        **flat(sweep.recipe.dump()),
+    }
+
+
+def leave(
+    sweep: "Sweep",
+    plan: "Plan",
+    results: Sequence[TrialResult],
+    *,
+    exploits: Sequence[Exploit],
+    refused: Sequence[str],
+    on_gpu: bool,
+    began: float,
+    complete: bool,
+) -> str:
+    """Write everything, end the MLflow run, and return what to say."""
+    objective, folder, cluster = sweep.config.objective, sweep.folder, sweep.cluster
+    each, device = (cluster.gpus_per_worker, "GPU") if on_gpu else (cluster.cpus_per_worker, "core")
+    params = {planned.group: planned.params for planned in plan.trials if planned.seed == sweep.recipe.seed}
+    params |= {exploit.loser: exploit.after for exploit in exploits}
+    own = {key: current(sweep.base, key) for key in sweep.space}
+    rows = rank(results, params, objective)
+    filled = {group: {**own, **values} for group, values in params.items()}
+    once = [result for result in results if result.trial.recipe.seed == sweep.recipe.seed]
+    seen = seen_equally(once, filled, sweep.space, objective)
+    mattered = importances(seen, list(sweep.space), seed=sweep.recipe.seed)
+    pictures = _pictures(sweep, rows, once, filled, own, images=seen.images)
+    best = _best(sweep, rows, exploits)
+    if best is not None:
+        write(folder / BEST, best)
+    told = Told(
+        title=f"Sweep {sweep.base.name}",
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        command=f"python recipes/sweep.py {shlex.join(sys.argv[1:])}".strip(),
+        objective=objective,
+        rows=rows,
+        own=own,
+        mattered=mattered,
+        compared=(len(seen.values), seen.images),
+        pictures=pictures,
+        device_hours=device_hours(results, workers=cluster.workers, each=each),
+        device=device,
+        minutes=(time.time() - began) / 60,
+        refused=refused,
+        exploits=exploits,
+        settings=plan.settings,
+        best=best or "",
+    )
+    write(folder / PAGE, page(told))
+    write(folder / RANKING, json.dumps(_table(told), indent=1))
+    files = [path for path in (folder / BEST, folder / PAGE, folder / RANKING, *pictures.values()) if path.exists()]
+    _record(sweep, told, results, files, complete=complete)
+    return _summary(sweep, told)
+
+
+def _pictures(
+    sweep: "Sweep",
+    rows: Sequence[Row],
+    results: Sequence[TrialResult],
+    params: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, Any],
+    *,
+    images: int,
+) -> dict[str, Path]:
+    if not any(row.value is not None for row in rows):
+        return {}
+    folder, objective = sweep.folder / "pictures", sweep.config.objective
+    folder.mkdir(exist_ok=True)
+    return {
+        "Every configuration as a line": parallel_coordinates(
+            rows, sweep.space, own, objective, folder / "parallel_coordinates.png"
+        ),
+        "Response to each dimension": response_curves(
+            results, params, sweep.space, objective, folder / "response_curves.png", images=images
+        ),
+    }
+
+
+def _best(sweep: "Sweep", rows: Sequence[Row], exploits: Sequence[Exploit]) -> str | None:
+    """The best recipe as a file for `--config`, with how it was found; None if no trial was judged."""
+    if not rows or rows[0].value is None:
+        return None
+    row, name = rows[0], sweep.config.recipe
+    found = best_recipe(sweep.base, row)
+    words = [
+        f"The best of {sweep.folder.name}: {settings_of(row)}.",
+        f"{sweep.config.objective} {shown(row.value, row.spread)} after {row.images:,} images, {len(row.values)} seed(s).",
+        f"python recipes/{name}.py --config {BEST}",
+    ]
+    if any(exploit.loser == row.group for exploit in exploits):
+        words.append(
+            "A population's schedule: other values before its last exploit, which report.html lists; no single recipe."
+        )
+    return "".join(f"# {line}\n" for line in words) + found.to_yaml()
+
+
+def best_recipe(base: Recipe, row: Row) -> Recipe:
+    """A row as the recipe that was given would be with its values."""
+    return apply(base, row.params)
+
+
+def _table(told: Told) -> dict[str, Any]:
+    """ranking.json."""
+    return {
+        "objective": told.objective,
+        "rows": [
+            {
+                "trial": row.group,
+                "params": dict(row.params),
+                "status": row.status,
+                "reason": row.reason,
+                "mean": row.value,
+                "spread": row.spread,
+                "values": list(row.values),
+                "images": row.images,
+                "seconds": row.seconds,
+                "failed": row.failed,
+            }
+            for row in told.rows
+        ],
+        "importance": [{"key": each.key, "share": each.share, "spread": each.spread} for each in told.mattered],
+        "compared": {"trials": told.compared[0], "images": told.compared[1]},
+        "device_hours": told.device_hours,
+        "device": told.device,
+        "minutes": told.minutes,
+    }
+
+
+def _record(
+    sweep: "Sweep", told: Told, results: Sequence[TrialResult], files: Sequence[Path], *, complete: bool
+) -> None:
+    best = told.rows[0].value if told.rows else None
+    figures = {"sweep/device_hours": told.device_hours, "sweep/configurations": float(len(told.rows))}
+    for status in ("finished", "stopped", "failed"):
+        figures[f"sweep/{status}"] = float(sum(row.status == status for row in told.rows))
+    close_parent(
+        *(sweep.folder, sweep.cluster, results),
+        metrics=figures | ({} if best is None else {"sweep/best": best}),
+        tags={"best": settings_of(told.rows[0]) if told.rows else "none"},
+        files=files,
+        status="FINISHED" if complete else "KILLED",
+    )
+
+
+def _summary(sweep: "Sweep", told: Told) -> str:
+    """The end of a sweep, for the terminal."""
+    wide = max((len(settings_of(row)) for row in told.rows), default=0)
+    lines = [
+        f"{row.group}  {settings_of(row):<{wide}}  {shown(row.value, row.spread):>15}  {row.images:>9,} images  "
+        f"{row.status}{': ' + row.reason if row.reason else ''}"
+        for row in told.rows
+    ]
+    mattered = ", ".join(f"{label(each.key)} {each.share:.0%} ± {each.spread:.0%}" for each in told.mattered)
+    lines.append(f"what mattered after {told.compared[1]:,} images: {mattered or 'too few trials to say'}")
+    lines.append(f"{told.device_hours:.3g} {told.device}-hours in {told.minutes:.1f} minutes")
+    lines.append(f"best    {sweep.folder / BEST}\nreport  {sweep.folder / PAGE}")
+    uri, recorded = sweep.cluster.tracker(), recorded_run(sweep.folder)
+    if recorded and (address := run_page(uri, recorded)):
+        lines.append(("make ui, then " if uri.startswith("sqlite:") else "") + address)
+    return "\n".join(lines)
