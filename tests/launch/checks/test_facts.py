@@ -45,7 +45,7 @@ RECIPE = Recipe(
         }
     ),
 )
-ON_CPU = ClusterConfig(gpu=False, workers=2)
+ON_CPU = ClusterConfig(gpu=False, workers=2, precision="fp32", attention="fused")  # the same on every machine
 
 
 def test_worker_memory__more_micro_batches_and_workers_that_share_need_less():
