@@ -6,7 +6,6 @@ allocator leaves, the workspaces of its kernels.
 """
 
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,9 +31,6 @@ TEMPORARY = {
     ("adamw", "cpu"): 1,
     ("sgd", "cuda"): 1,
 }  # the same, while an optimiser that takes all tensors at once steps
-SUMS = {"alone": ("other", "cast", "gradient"), "replicated": ("other", "cast"), "sharded": ("other",)}
-"""The kinds of memory that one worker has beside weights and moments; several have a place for gradients all the time; sharded
-networks make copies in another precision only where they gather."""
 
 
 @dataclass(frozen=True)
@@ -92,44 +88,38 @@ def estimate(
             step=0,
             labels=torch.empty(repeats * images, dtype=torch.int64) if labels else None,
         )
-        with _Ledger(loop.method, masked) as ledger:
+        shared = parallel == "fsdp" and workers > 1
+        if (
+            shared
+        ):  # they cast only what they gather, and keep their part of a gradient, at once or after the last micro-batch
+            counted = {"cast": 0.0, "gradient": 1 / workers if repeats == 1 else 1.0}
+        else:  # several replicas have a place for all gradients all the time
+            counted = {"cast": 1.0, "gradient": 1.0 if workers == 1 else 0.0}
+        with _Ledger(loop.method, masked, {"other": 1.0, **counted}) as ledger:
             steps._backward(loop, batch, Stopwatch(loop.device))
-        return _of_worker(loop, ledger.most, workers=workers, parallel=parallel, device=device)
+        return _of_worker(loop, int(ledger.most), share=workers if shared else 1, workers=workers, device=device)
 
 
-def _of_worker(
-    loop: steps.Loop,
-    most: Mapping[str, int],
-    *,
-    workers: int,
-    parallel: Literal["ddp", "fsdp"],
-    device: Literal["cpu", "cuda"],
-) -> Memory:
+def _of_worker(loop: steps.Loop, traced: int, *, share: int, workers: int, device: Literal["cpu", "cuda"]) -> Memory:
+    """What a worker holds of the networks, one of `share` parts, and beside them."""
     method, optimizer = loop.method, loop.optim.optimizer
     trained = FLOAT * sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    moments, temporary = trained * MOMENTS[optimizer], trained * TEMPORARY.get((optimizer, device), 0)
-    whole = _bytes([*method.parameters(), *method.buffers()])
-    teacher = _bytes(method.teacher.parameters())
-    if workers == 1:
-        return Memory(whole - teacher, teacher, trained, moments, max(most["alone"] - trained, temporary))
-    if parallel == "ddp":
-        return Memory(whole - teacher, teacher, trained, moments, max(most["replicated"], temporary))
-    buffers, student = _bytes(method.buffers()), _bytes(method.student.parameters())
+    temporary = trained * TEMPORARY.get((optimizer, device), 0) // share
+    gradients = trained // share
+    beside = traced if workers > 1 and share == 1 else traced - gradients
     return Memory(
-        student // workers + buffers,
-        teacher // workers,
-        trained // workers + (trained if loop.accumulate > 1 else 0),
-        moments // workers,
-        max(most["sharded"], temporary // workers),
-        _gathered(method, compute=2 if loop.precision == "bf16" else FLOAT),
+        student=_bytes(method.student.parameters()) // share + _bytes(method.buffers()),
+        teacher=_bytes(method.teacher.parameters()) // share,
+        gradients=gradients,
+        moments=trained * MOMENTS[optimizer] // share,
+        activations=max(beside, temporary),
+        gathered=_gathered(method, compute=2 if loop.precision == "bf16" else FLOAT) if share > 1 else 0,
     )
 
 
 def _gathered(method: Method, *, compute: int) -> int:
-    """Bytes of a group in use and the next on its way, each as it comes and as it is used, and of its gradients before and after
-    they are packed; `compute` bytes a number."""
-    sizes = sorted(sum(p.numel() for p in group) for group in groups(method.student))
-    return sizes[-1] * (2 * compute + compute + FLOAT) + sum(sizes[-2:-1]) * 2 * compute
+    """Bytes of the largest group in use and as much on its way, `compute` a number, and of its gradients packed for sending."""
+    return max(sum(p.numel() for p in group) for group in groups(method.student)) * (2 * compute + FLOAT)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -139,13 +129,13 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 class _Ledger(TorchDispatchMode):
     """Bytes of the tensors made within it, by kind: gradients, casts of weights to another precision, and all others."""
 
-    def __init__(self, method: nn.Module, masked: int) -> None:
+    def __init__(self, method: nn.Module, masked: int, counted: Mapping[str, float]) -> None:
         super().__init__()
-        self._masked = masked
+        self._masked, self._counted = masked, counted
         self._kinds: dict[int, tuple[str, int]] = {}  # by storage
-        self._now: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        """The most that there was of each of SUMS."""
+        self._now = 0.0
+        self.most = 0.0
+        """The most that there was at once, every kind by the share that is `counted` of it."""
         for tensor in (*method.parameters(), *method.buffers()):
             self._kinds[_storage(tensor)] = ("weight", 0)
         for parameter in method.parameters():
@@ -188,10 +178,8 @@ class _Ledger(TorchDispatchMode):
         self._count(kind, -size)
 
     def _count(self, kind: str, size: int) -> None:
-        self._now[kind] += size
-        if size > 0:
-            for name, kinds in SUMS.items():
-                self.most[name] = max(self.most[name], sum(self._now[kind] for kind in kinds))
+        self._now += self._counted.get(kind, 0.0) * size
+        self.most = max(self.most, self._now)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -22,6 +22,7 @@ from raydino.train.parallel import has_batch_norm
 from raydino.train.steps import train_step
 from raydino.views import Batch, Views
 
+TRACED = (3, 6)  # blocks, in place of more than both together: a block takes a fifth of a second
 PROBE_STEPS = 2  # timed, after one that is not
 
 
@@ -32,7 +33,7 @@ def run_facts(
     with torch.device("meta"):
         method = recipe.method.build(recipe.backbone, steps=recipe.steps)
     backbone, available = method.encoder(), room(cluster, machine)
-    memory = worker_memory(recipe, cluster) if dry_run else None
+    memory = worker_memory(recipe, cluster, blocks=backbone.depth) if dry_run else None
     fitting = memory is None or fits(memory.total, available)
     here = torch.cuda.is_available() or not cluster.use_gpu(
         0
@@ -64,8 +65,17 @@ def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
     return image * rows * (plan.lanes + world * (BLOCKS_AHEAD + 1))
 
 
-def worker_memory(recipe: Recipe, cluster: ClusterConfig) -> Memory:
-    """The memory that one worker of the run needs, also of a run that this machine could not hold."""
+def worker_memory(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> Memory:
+    """The memory that one worker of the run needs, also of a run that this machine could not hold. `blocks` are those of the
+    network: of many a few are traced, since each adds the same to all that lasts, and no two are at their worst together."""
+    few, more = TRACED
+    if blocks <= sum(TRACED):
+        return _traced(recipe, cluster)
+    low, high = (asdict(_traced(recipe.override({"backbone.depth": depth}), cluster)) for depth in TRACED)
+    return Memory(**{name: low[name] + (high[name] - low[name]) * (blocks - few) // (more - few) for name in low})
+
+
+def _traced(recipe: Recipe, cluster: ClusterConfig) -> Memory:
     on_gpu, views = cluster.use_gpu(torch.cuda.device_count()), recipe.views
     settings = {"precision": cluster.precision_on(native_bf16=on_gpu), "parallel": "ddp"}
     with torch.device("meta"):
@@ -99,7 +109,7 @@ def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict
     ways += [together] if len(ways) > 1 else []
     return {
         " ".join(f"cluster.{name} = {value}" for name, value in way.items()): worker_memory(
-            recipe, cluster.override(way)
+            recipe, cluster.override(way), blocks=blocks
         ).total
         for way in ways
     }
