@@ -30,7 +30,7 @@ MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}  # float32 for every parameter train
 TEMPORARY = {
     ("adamw", "cpu"): 1,
     ("sgd", "cuda"): 1,
-}  # the same, while an optimiser that takes all tensors at once steps
+}  # the same, while an optimiser steps that takes all tensors at once
 
 
 @dataclass(frozen=True)
@@ -54,50 +54,44 @@ class Memory:
 
 
 def estimate(
-    loop: steps.Loop,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    masks: tuple[int, ...] | None,
-    masked: int,
-    labels: bool,
-    workers: int,
-    parallel: Literal["ddp", "fsdp"],
-    device: Literal["cpu", "cuda"],
+    loop: steps.Loop, batch: Batch, *, workers: int, parallel: Literal["ddp", "fsdp"], device: Literal["cpu", "cuda"]
 ) -> Memory:
-    """The memory of one of `workers` workers on `device`.
+    """The memory of one of `workers` workers on `device`, which share as `cluster.parallel` says.
 
-    Args:
-        loop: As on one worker, on the meta device, in the precision of `device`; of no further use.
-        shapes: Of a micro-batch's crops, [V, B, C, H, W] by group.
-        masks: Their shape, [V, B, P]; None for a method that masks nothing.
-        masked: Patches masked among them.
-        labels: Whether the method needs them.
-        workers: How many there are.
-        parallel: What they share (`cluster.parallel`).
-        device: What they compute on.
+    `loop` is made as for one worker, on the meta device and in the precision of `device`, and of no further use; `batch` is a
+    micro-batch as it comes: uint8 crops, and of the masks the number of masked patches counts.
     """
-    images = next(iter(shapes.values()))[1]
+    masked = 0 if batch.masks is None else int(batch.masks.sum())
+    repeats = min(
+        loop.accumulate, 2
+    )  # the second micro-batch meets the gradients of the first, and so does every other
+    shared = parallel == "fsdp" and workers > 1
+    if shared:  # what is cast is what is gathered; a gradient shrinks to a part, or stays until the last micro-batch
+        counted = {"cast": 0.0, "gradient": 1 / workers if repeats == 1 else 1.0}
+    else:  # several replicas have a place for all gradients all the time
+        counted = {"cast": 1.0, "gradient": 1.0 if workers == 1 else 0.0}
     with FakeTensorMode(), _as_on(device):
         loop.method._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        repeats = min(loop.accumulate, 2)  # the second meets the gradients of the first, and so does every other
         loop = replace(loop, device=torch.device("cpu"), accumulate=repeats)
-        batch = Batch(
-            {name: torch.empty(v, repeats * b, *rest, dtype=torch.uint8) for name, (v, b, *rest) in shapes.items()},
-            None if masks is None else torch.empty(masks[0], repeats * images, *masks[2:], dtype=torch.bool),
-            (b"",) * (repeats * images),
-            step=0,
-            labels=torch.empty(repeats * images, dtype=torch.int64) if labels else None,
-        )
-        shared = parallel == "fsdp" and workers > 1
-        if (
-            shared
-        ):  # they cast only what they gather, and keep their part of a gradient, at once or after the last micro-batch
-            counted = {"cast": 0.0, "gradient": 1 / workers if repeats == 1 else 1.0}
-        else:  # several replicas have a place for all gradients all the time
-            counted = {"cast": 1.0, "gradient": 1.0 if workers == 1 else 0.0}
         with _Ledger(loop.method, masked, {"other": 1.0, **counted}) as ledger:
-            steps._backward(loop, batch, Stopwatch(loop.device))
+            steps._backward(loop, _without_content(batch, repeats), Stopwatch(loop.device))
         return _of_worker(loop, int(ledger.most), share=workers if shared else 1, workers=workers, device=device)
+
+
+def _without_content(batch: Batch, repeats: int) -> Batch:
+    """Empty tensors of `repeats` micro-batches."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        views, images, *rest = tensor.shape
+        return torch.empty(views, repeats * images, *rest, dtype=tensor.dtype)
+
+    return Batch(
+        {name: empty(crop) for name, crop in batch.crops.items()},
+        None if batch.masks is None else empty(batch.masks),
+        batch.ids * repeats,
+        batch.step,
+        None if batch.labels is None else torch.empty(repeats * batch.images, dtype=torch.int64),
+    )
 
 
 def _of_worker(loop: steps.Loop, traced: int, *, share: int, workers: int, device: Literal["cpu", "cuda"]) -> Memory:

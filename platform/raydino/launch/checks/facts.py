@@ -76,19 +76,13 @@ def worker_memory(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> Mem
 
 
 def _traced(recipe: Recipe, cluster: ClusterConfig) -> Memory:
-    on_gpu, views = cluster.use_gpu(torch.cuda.device_count()), recipe.views
+    on_gpu = cluster.use_gpu(torch.cuda.device_count())
     settings = {"precision": cluster.precision_on(native_bf16=on_gpu), "parallel": "ddp"}
     with torch.device("meta"):
         loop = build_loop(recipe, cluster.override(settings), torch.device("meta"))
-    parts = cluster.accumulate_on(cluster.workers, recipe.global_batch)
-    images = recipe.global_batch // (cluster.workers * parts)
-    masks = _masks(recipe, images)
     return estimate(
-        replace(loop, accumulate=parts),
-        views.shapes(images),
-        masks=None if masks is None else tuple(masks.shape),
-        masked=0 if masks is None else int(masks.sum()),
-        labels=views.labels,
+        replace(loop, accumulate=cluster.accumulate),
+        _random_batch(recipe, cluster),
         workers=cluster.workers,
         parallel=cluster.parallel,
         device="cuda" if on_gpu else "cpu",
@@ -115,15 +109,19 @@ def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict
     }
 
 
-def _masks(recipe: Recipe, images: int) -> torch.Tensor | None:
-    """Masks of the first `images` images of a run, [V, B, P]."""
+def _random_batch(recipe: Recipe, cluster: ClusterConfig) -> Batch:
+    """A micro-batch of one worker: random pixels, masks as in a run."""
     views = recipe.views
-    if views.masks is None:
-        return None
-    count = views.crops["global"].count
-    return torch.from_numpy(
-        block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=0, lane=0, images=images, views=count)
-    )
+    images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
+    crops = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in views.shapes(images).items()}
+    masks = None
+    if views.masks is not None:
+        count = views.crops["global"].count
+        masks = torch.from_numpy(
+            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=0, lane=0, images=images, views=count)
+        )
+    labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
+    return Batch(crops, masks, (b"",) * images, step=0, labels=labels)
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
@@ -132,17 +130,13 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
     Several workers on one CPU share its cores, so only GPUs multiply.
     """
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
-    loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
-    images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
-    views = recipe.views
-    crops = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in views.shapes(images).items()}
-    labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
-    batch = Batch(crops, _masks(recipe, images), (b"",) * images, step=0, labels=labels)
+    batch = _random_batch(recipe, cluster)
+    loop = replace(build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu")), accumulate=1)
     train_step(loop, batch)
     started = time.perf_counter()
     for _ in range(PROBE_STEPS):
         train_step(loop, batch)
     if loop.device.type == "cuda":
         torch.cuda.synchronize()
-    one = images * PROBE_STEPS / (time.perf_counter() - started)
+    one = batch.images * PROBE_STEPS / (time.perf_counter() - started)
     return one * (cluster.workers if loop.device.type == "cuda" else 1)
