@@ -87,7 +87,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def shard(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: its rows of a sharded one, else all of it. The same memory, without gradient."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()  # pyright: ignore[reportAttributeAccessIssue]
+    return (tensor.to_local() if is_sharded(tensor) else tensor).detach()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ allocator leaves, the workspaces of its kernels.
 """
 
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,10 +30,7 @@ MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}  # float32 for every parameter train
 TEMPORARY = {
     ("adamw", "cpu"): 1,
     ("sgd", "cuda"): 1,
-}  # the same, while an optimiser that takes all tensors at once steps
-SUMS = {"alone": ("other", "cast", "gradient"), "replicated": ("other", "cast"), "sharded": ("other",)}
-"""The kinds of memory that one worker has beside weights and moments; several have a place for gradients all the time; sharded
-networks make copies in another precision only where they gather."""
+}  # the same, while an optimiser steps that takes all tensors at once
 
 
 @dataclass(frozen=True)
@@ -58,78 +54,66 @@ class Memory:
 
 
 def estimate(
-    loop: steps.Loop,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    masks: tuple[int, ...] | None,
-    masked: int,
-    labels: bool,
-    workers: int,
-    parallel: Literal["ddp", "fsdp"],
-    device: Literal["cpu", "cuda"],
+    loop: steps.Loop, batch: Batch, *, workers: int, parallel: Literal["ddp", "fsdp"], device: Literal["cpu", "cuda"]
 ) -> Memory:
-    """The memory of one of `workers` workers on `device`.
+    """The memory of one of `workers` workers on `device`, which share as `cluster.parallel` says.
 
-    Args:
-        loop: As on one worker, on the meta device, in the precision of `device`; of no further use.
-        shapes: Of a micro-batch's crops, [V, B, C, H, W] by group.
-        masks: Their shape, [V, B, P]; None for a method that masks nothing.
-        masked: Patches masked among them.
-        labels: Whether the method needs them.
-        workers: How many there are.
-        parallel: What they share (`cluster.parallel`).
-        device: What they compute on.
+    `loop` is made as for one worker, on the meta device and in the precision of `device`, and of no further use; `batch` is a
+    micro-batch as it comes: uint8 crops, and of the masks the number of masked patches counts.
     """
-    images = next(iter(shapes.values()))[1]
+    masked = 0 if batch.masks is None else int(batch.masks.sum())
+    repeats = min(
+        loop.accumulate, 2
+    )  # the second micro-batch meets the gradients of the first, and so does every other
+    shared = parallel == "fsdp" and workers > 1
+    if shared:  # what is cast is what is gathered; a gradient shrinks to a part, or stays until the last micro-batch
+        counted = {"cast": 0.0, "gradient": 1 / workers if repeats == 1 else 1.0}
+    else:  # several replicas have a place for all gradients all the time
+        counted = {"cast": 1.0, "gradient": 1.0 if workers == 1 else 0.0}
     with FakeTensorMode(), _as_on(device):
         loop.method._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        repeats = min(loop.accumulate, 2)  # the second meets the gradients of the first, and so does every other
         loop = replace(loop, device=torch.device("cpu"), accumulate=repeats)
-        batch = Batch(
-            {name: torch.empty(v, repeats * b, *rest, dtype=torch.uint8) for name, (v, b, *rest) in shapes.items()},
-            None if masks is None else torch.empty(masks[0], repeats * images, *masks[2:], dtype=torch.bool),
-            (b"",) * (repeats * images),
-            step=0,
-            labels=torch.empty(repeats * images, dtype=torch.int64) if labels else None,
-        )
-        with _Ledger(loop.method, masked) as ledger:
-            steps._backward(loop, batch, Stopwatch(loop.device))
-        return _of_worker(loop, ledger.most, workers=workers, parallel=parallel, device=device)
+        with _Ledger(loop.method, masked, {"other": 1.0, **counted}) as ledger:
+            steps._backward(loop, _without_content(batch, repeats), Stopwatch(loop.device))
+        return _of_worker(loop, int(ledger.most), share=workers if shared else 1, workers=workers, device=device)
 
 
-def _of_worker(
-    loop: steps.Loop,
-    most: Mapping[str, int],
-    *,
-    workers: int,
-    parallel: Literal["ddp", "fsdp"],
-    device: Literal["cpu", "cuda"],
-) -> Memory:
+def _without_content(batch: Batch, repeats: int) -> Batch:
+    """Empty tensors of `repeats` micro-batches."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        views, images, *rest = tensor.shape
+        return torch.empty(views, repeats * images, *rest, dtype=tensor.dtype)
+
+    return Batch(
+        {name: empty(crop) for name, crop in batch.crops.items()},
+        None if batch.masks is None else empty(batch.masks),
+        batch.ids * repeats,
+        batch.step,
+        None if batch.labels is None else torch.empty(repeats * batch.images, dtype=torch.int64),
+    )
+
+
+def _of_worker(loop: steps.Loop, traced: int, *, share: int, workers: int, device: Literal["cpu", "cuda"]) -> Memory:
+    """What a worker holds of the networks, one of `share` parts, and beside them."""
     method, optimizer = loop.method, loop.optim.optimizer
     trained = FLOAT * sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    moments, temporary = trained * MOMENTS[optimizer], trained * TEMPORARY.get((optimizer, device), 0)
-    whole = _bytes([*method.parameters(), *method.buffers()])
-    teacher = _bytes(method.teacher.parameters())
-    if workers == 1:
-        return Memory(whole - teacher, teacher, trained, moments, max(most["alone"] - trained, temporary))
-    if parallel == "ddp":
-        return Memory(whole - teacher, teacher, trained, moments, max(most["replicated"], temporary))
-    buffers, student = _bytes(method.buffers()), _bytes(method.student.parameters())
+    temporary = trained * TEMPORARY.get((optimizer, device), 0) // share
+    gradients = trained // share
+    beside = traced if workers > 1 and share == 1 else traced - gradients
     return Memory(
-        student // workers + buffers,
-        teacher // workers,
-        trained // workers + (trained if loop.accumulate > 1 else 0),
-        moments // workers,
-        max(most["sharded"], temporary // workers),
-        _gathered(method, compute=2 if loop.precision == "bf16" else FLOAT),
+        student=_bytes(method.student.parameters()) // share + _bytes(method.buffers()),
+        teacher=_bytes(method.teacher.parameters()) // share,
+        gradients=gradients,
+        moments=trained * MOMENTS[optimizer] // share,
+        activations=max(beside, temporary),
+        gathered=_gathered(method, compute=2 if loop.precision == "bf16" else FLOAT) if share > 1 else 0,
     )
 
 
 def _gathered(method: Method, *, compute: int) -> int:
-    """Bytes of a group in use and the next on its way, each as it comes and as it is used, and of its gradients before and after
-    they are packed; `compute` bytes a number."""
-    sizes = sorted(sum(p.numel() for p in group) for group in groups(method.student))
-    return sizes[-1] * (2 * compute + compute + FLOAT) + sum(sizes[-2:-1]) * 2 * compute
+    """Bytes of the largest group in use and as much on its way, `compute` a number, and of its gradients packed for sending."""
+    return max(sum(p.numel() for p in group) for group in groups(method.student)) * (2 * compute + FLOAT)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -139,13 +123,13 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 class _Ledger(TorchDispatchMode):
     """Bytes of the tensors made within it, by kind: gradients, casts of weights to another precision, and all others."""
 
-    def __init__(self, method: nn.Module, masked: int) -> None:
+    def __init__(self, method: nn.Module, masked: int, counted: Mapping[str, float]) -> None:
         super().__init__()
-        self._masked = masked
+        self._masked, self._counted = masked, counted
         self._kinds: dict[int, tuple[str, int]] = {}  # by storage
-        self._now: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        """The most that there was of each of SUMS."""
+        self._now = 0.0
+        self.most = 0.0
+        """The most that there was at once, every kind by the share that is `counted` of it."""
         for tensor in (*method.parameters(), *method.buffers()):
             self._kinds[_storage(tensor)] = ("weight", 0)
         for parameter in method.parameters():
@@ -183,10 +167,8 @@ class _Ledger(TorchDispatchMode):
         self._count(kind, -size)
 
     def _count(self, kind: str, size: int) -> None:
-        self._now[kind] += size
-        if size > 0:
-            for name, kinds in SUMS.items():
-                self.most[name] = max(self.most[name], sum(self._now[kind] for kind in kinds))
+        self._now += self._counted.get(kind, 0.0) * size
+        self.most = max(self.most, self._now)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,8 +1,10 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from raydino.data.plan import Plan
-from raydino.launch.checks.facts import _memory_with, store_bytes, worker_memory
+from raydino.launch.checks.facts import _memory_with, _traced, probe_speed, store_bytes, worker_memory
 from raydino.launch.cluster import ClusterConfig
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
@@ -36,7 +38,7 @@ def test_store_bytes__of_a_small_collection_is_not_more_than_its_epoch_needs():
 
 RECIPE = Recipe(
     global_batch=32,
-    backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=8, width=64, depth=4, heads=4),
+    backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=8, width=64, depth=2, heads=4),
     method=DINOv2Config().override(
         {
             "global_crops.size": 32,
@@ -50,17 +52,17 @@ ON_CPU = ClusterConfig(gpu=False, workers=2, precision="fp32", attention="fused"
 
 def test_worker_memory__more_micro_batches_and_workers_that_share_need_less():
     """A micro-batch of half the images has half the activations; two that share hold half of what lasts."""
-    whole = worker_memory(RECIPE, ON_CPU)
-    halves = worker_memory(RECIPE, ON_CPU.override({"accumulate": 2}))
+    whole = worker_memory(RECIPE, ON_CPU, blocks=2)
+    halves = worker_memory(RECIPE, ON_CPU.override({"accumulate": 2}), blocks=2)
     assert halves.activations == pytest.approx(whole.activations / 2, rel=0.05)
-    shared = worker_memory(RECIPE, ON_CPU.override({"parallel": "fsdp"}))
+    shared = worker_memory(RECIPE, ON_CPU.override({"parallel": "fsdp"}), blocks=2)
     assert shared.moments == whole.moments // 2
     assert shared.teacher == whole.teacher // 2
 
 
 def test_memory_with__names_the_settings_that_are_left():
-    ways = _memory_with(RECIPE, ON_CPU, blocks=4)
-    whole = worker_memory(RECIPE, ON_CPU).total
+    ways = _memory_with(RECIPE, ON_CPU, blocks=2)
+    whole = worker_memory(RECIPE, ON_CPU, blocks=2).total
     names = ["cluster.accumulate = 2", "cluster.checkpoint_activations = True", "cluster.parallel = fsdp"]
     assert list(ways) == [*names, " ".join(names)]
     assert all(size < whole for size in ways.values())
@@ -68,4 +70,16 @@ def test_memory_with__names_the_settings_that_are_left():
     done = ON_CPU.override(
         {"checkpoint_activations": True, "parallel": "fsdp", "accumulate": 8}
     )  # 2 images, KoLeo's least
-    assert _memory_with(RECIPE, done, blocks=4) == {}
+    assert _memory_with(RECIPE, done, blocks=2) == {}
+
+
+@pytest.mark.parametrize("given", [{}, {"checkpoint_activations": True, "parallel": "fsdp", "accumulate": 2}])
+def test_worker_memory__of_many_blocks_is_what_tracing_all_of_them_gives(given):
+    deep, cluster = RECIPE.override({"backbone.depth": 10}), ON_CPU.override(given)
+    every = asdict(_traced(deep, cluster))
+    assert asdict(worker_memory(deep, cluster, blocks=10)) == pytest.approx(every, rel=0.01, abs=10_000)
+
+
+def test_probe_speed__computes_a_micro_batch_as_the_workers_will_and_not_cut_up():
+    """Eight workers with two images each, KoLeo's least; one process would cut its share into eight."""
+    assert probe_speed(RECIPE.override({"global_batch": 16}), ClusterConfig(gpu=False, workers=8)) > 0

@@ -22,6 +22,7 @@ from raydino.train.parallel import has_batch_norm, native_bf16
 from raydino.train.steps import Loop, train_step
 from raydino.views import Batch, Views
 
+TRACED = (3, 6)  # blocks, in place of more than both together: a block takes a fifth of a second
 PROBE_STEPS = 2  # timed, after one that is not
 
 
@@ -32,11 +33,10 @@ def run_facts(
     with torch.device("meta"):
         method = recipe.method.build(recipe.backbone, steps=recipe.steps)
     backbone, available = method.encoder(), room(cluster, machine)
-    memory = worker_memory(recipe, cluster) if dry_run else None
+    memory = worker_memory(recipe, cluster, blocks=backbone.depth) if dry_run else None
     fitting = memory is None or fits(memory.total, available)
-    here = torch.cuda.is_available() or not cluster.use_gpu(
-        0
-    )  # not on a machine without the GPUs that the run asks for
+    # a machine without the GPUs that the run asks for tells nothing of its speed
+    here = torch.cuda.is_available() or not cluster.use_gpu(0)
     return Facts(
         images=inputs.plan.rows_per_epoch,
         classes=len(inputs.labelled.classes) if inputs.labelled else 0,
@@ -64,27 +64,34 @@ def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
     return image * rows * (plan.lanes + world * (BLOCKS_AHEAD + 1))
 
 
-def worker_memory(recipe: Recipe, cluster: ClusterConfig) -> Memory:
-    """The memory that one worker of the run needs, also of a run that this machine could not hold."""
-    on_gpu, views = cluster.use_gpu(torch.cuda.device_count()), recipe.views
+def worker_memory(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> Memory:
+    """The memory that one worker of the run needs, also of a run that this machine could not hold. `blocks` are those of the
+    network: of many a few are traced, since each adds the same to all that lasts, and no two are at their worst together."""
+    few, more = TRACED
+    if blocks <= sum(TRACED):
+        return _traced(recipe, cluster)
+    low, high = (asdict(_traced(recipe.override({"backbone.depth": depth}), cluster)) for depth in TRACED)
+    return Memory(**{name: low[name] + (high[name] - low[name]) * (blocks - few) // (more - few) for name in low})
+
+
+def _traced(recipe: Recipe, cluster: ClusterConfig) -> Memory:
+    on_gpu = cluster.use_gpu(torch.cuda.device_count())
     precision = cluster.precision_on(native_bf16=on_gpu or native_bf16(torch.device("cpu")))
     attention = cluster.attention_on(on_cpu=not on_gpu, precision=precision, tokens=recipe.tokens)
     settings = {"precision": precision, "attention": attention, "parallel": "ddp"}
     with torch.device("meta"):
         loop = build_loop(recipe, cluster.override(settings), torch.device("meta"))
-    parts = cluster.accumulate_on(cluster.workers, recipe.global_batch)
-    images = recipe.global_batch // (cluster.workers * parts)
-    masks = _masks(views, images, seed=recipe.seed)
     return estimate(
-        replace(loop, accumulate=parts),
-        views.shapes(images),
-        masks=None if masks is None else tuple(masks.shape),
-        masked=0 if masks is None else int(masks.sum()),
-        labels=views.labels,
+        replace(loop, accumulate=cluster.accumulate),
+        random_batch(recipe, _micro_batch(recipe, cluster)),
         workers=cluster.workers,
         parallel=cluster.parallel,
         device="cuda" if on_gpu else "cpu",
     )
+
+
+def _micro_batch(recipe: Recipe, cluster: ClusterConfig) -> int:
+    return max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
 
 
 def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict[str, int]:
@@ -101,20 +108,10 @@ def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict
     ways += [together] if len(ways) > 1 else []
     return {
         " ".join(f"cluster.{name} = {value}" for name, value in way.items()): worker_memory(
-            recipe, cluster.override(way)
+            recipe, cluster.override(way), blocks=blocks
         ).total
         for way in ways
     }
-
-
-def _masks(views: Views, images: int, *, seed: int, step: int = 0) -> torch.Tensor | None:
-    """Masks of the first `images` images of a step, [V, B, P]."""
-    if views.masks is None:
-        return None
-    count = views.crops["global"].count
-    return torch.from_numpy(
-        block_masks(views.masks, grid=views.grid, seed=seed, step=step, lane=0, images=images, views=count)
-    )
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
@@ -124,8 +121,8 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
     Several workers on one CPU share its cores, so only GPUs multiply.
     """
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
-    loop = build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu"))
-    images = max(1, recipe.global_batch // (cluster.workers * cluster.accumulate))
+    loop = replace(build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu")), accumulate=1)
+    images = _micro_batch(recipe, cluster)
     seconds = sum(len(steps) * _step_seconds(loop, recipe, views, images) for steps, views in recipe.phases())
     one = images * recipe.steps / seconds
     return one * (cluster.workers if loop.device.type == "cuda" else 1)
@@ -151,6 +148,12 @@ def random_batch(recipe: Recipe, images: int, *, step: int = 0, views: Views | N
         name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         for name, shape in views.shapes(images).items()
     }
+    masks = None
+    if views.masks is not None:
+        count = views.crops["global"].count
+        masks = torch.from_numpy(
+            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=step, lane=0, images=images, views=count)
+        )
     labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
     ids = tuple(number.to_bytes(4, "big") for number in range(images))
-    return Batch(crops, _masks(views, images, seed=recipe.seed, step=step), ids, step=step, labels=labels)
+    return Batch(crops, masks, ids, step=step, labels=labels)
