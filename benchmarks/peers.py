@@ -5,12 +5,11 @@
     python benchmarks/peers.py --peers PEERS --only short-step
 
 All sides train the same network on the same photographs (imagenet-sample; RAYDINO_DATA, else ../shared/data) with two crops of
-224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores. Peers cut crops in
-DataLoader workers as their recipes do (2; the best of 1 and 2 on this machine is found by --workers), raydino in its threads,
-read by Ray Data. Every side is a process that rests while another trains its block: steps that use up what lay ready, then those
-that are timed. Torch's threads leave their core while they wait (OMP_WAIT_POLICY=PASSIVE) on all sides. Beside the rate stands the
-rate per core second of all of a side's processes, which other work on the machine disturbs less. The step alone: the same crops,
-ready in memory, one process, sides taking turns.
+224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores. Peers cut crops in two
+DataLoader workers (--workers), raydino in its threads, read by Ray Data. Every side is a process that rests while another trains
+its block: steps that use up what lay ready, then those that are timed. Torch's threads leave their core while they wait
+(OMP_WAIT_POLICY=PASSIVE) on all sides. Beside the rate stands the rate per core second of all of a side's processes, which other
+work on the machine disturbs less. The step alone: the same crops, ready in memory, one process, sides taking turns.
 
 Voided unless the loss of all sides on the same crops and weights is the same to 1e-5, and every side's loss stays finite.
 """
