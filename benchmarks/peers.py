@@ -5,10 +5,11 @@
     python benchmarks/peers.py --peers PEERS --only short-step
 
 All sides train the same network on the same photographs (imagenet-sample; RAYDINO_DATA, else ../shared/data) with two crops of
-224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores. Peers cut crops in
-DataLoader workers as their recipes do (2; the best of 1 and 2 on this machine is found by --workers), raydino in its threads,
-read by Ray Data. Every side is a process that rests while another trains its block: steps that use up what lay ready, then those
-that are timed. The step alone: the same crops, ready in memory, one process, sides taking turns.
+224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores. Peers cut crops in two
+DataLoader workers (--workers), raydino in its threads, read by Ray Data. Every side is a process that rests while another trains
+its block: steps that use up what lay ready, then those that are timed. Torch's threads leave their core while they wait
+(OMP_WAIT_POLICY=PASSIVE) on all sides. Beside the rate stands the rate per core second of all of a side's processes, which other
+work on the machine disturbs less. The step alone: the same crops, ready in memory, one process, sides taking turns.
 
 Voided unless the loss of all sides on the same crops and weights is the same to 1e-5, and every side's loss stays finite.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 
 from alternatives import ours, plain
@@ -59,6 +61,7 @@ class Process:
     def __init__(self, side: str, setting: str, folder: Path, arguments: argparse.Namespace) -> None:
         paths = [str(ROOT / "platform"), *([arguments.peers] if arguments.peers else [])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE"}  # raydino's workers have it; it helps the peers as well
         words = [sys.executable, str(SIDE), side, setting, str(folder), str(DATA), str(arguments.workers)]
         self._process = subprocess.Popen(
             words, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -75,10 +78,17 @@ class Process:
         assert math.isfinite(told["loss"]), told
         return told
 
-    def block(self) -> float:
-        """Images per second of a block."""
+    def block(self) -> tuple[float, float]:
+        """Images per second of a block, and per second of a core: all that its processes computed, settling included."""
+        begun = self._core_seconds()
         self._say("go")
-        return self.read()["images_per_second"]
+        told = self.read()
+        return told["images_per_second"], told["images"] / (self._core_seconds() - begun)
+
+    def _core_seconds(self) -> float:
+        own = psutil.Process(self._process.pid)
+        each = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+        return sum(times.user + times.system for times in each)
 
     def end(self) -> None:
         """Let it leave."""
@@ -91,15 +101,18 @@ class Process:
         self._process.stdin.flush()
 
 
-def end_to_end(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Images per second of every side's blocks, taking turns."""
+def end_to_end(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+    """Images per second, and per core second, of every side's blocks, taking turns."""
     names = ("raydino", *(["raydino, fast crops"] if SETTINGS[name].fast else []), *PEERS)
     sides = {side: Process(side, name, folder, arguments) for side in names}
-    rates: dict[str, list[float]] = {side: [] for side in sides}
+    rates: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side, process in sides.items():
             rates[side].append(process.block())
-            print(f"{name}: {side:20s} {rates[side][-1]:6.2f} images/s", flush=True)
+            print(
+                f"{name}: {side:20s} {rates[side][-1][0]:6.2f} images/s {rates[side][-1][1]:6.2f} per core second",
+                flush=True,
+            )
     for process in sides.values():
         process.end()
     return rates
@@ -150,30 +163,35 @@ def _same_weights(loop: Any, backbone: torch.nn.Module, head: torch.nn.Module) -
         head.last_layer.weight_v.copy_(own.head.prototypes.direction)  # type: ignore[union-attr]
 
 
-def step_alone(setting: Setting, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Images per second of the step by itself; first its loss, which must be the same on all sides."""
+def step_alone(setting: Setting, arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+    """Images per second, and per core second, of the step by itself; first its loss, which must be the same on all sides."""
     sides = step_sides(setting)
     losses = {side: step() for side, step in sides.items()}  # each side's first step, from the same weights
     assert all(abs(loss / losses["raydino"] - 1) < 1e-5 for loss in losses.values()), losses
     print("the same loss on the same crops and weights:", losses)
-    rates: dict[str, list[float]] = {side: [] for side in sides}
+    rates: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    images = max(2, setting.timed // 2) * setting.images
     for _ in range(arguments.rounds):
         for side, step in sides.items():
             step()
-            begun = time.perf_counter()
-            for _ in range(setting.timed // 2):
+            begun, computed = time.perf_counter(), time.process_time()
+            for _ in range(max(2, setting.timed // 2)):
                 assert math.isfinite(step())
-            rates[side].append(setting.timed // 2 * setting.images / (time.perf_counter() - begun))
-            print(f"step alone: {side:20s} {rates[side][-1]:6.2f} images/s", flush=True)
+            took = time.perf_counter() - begun, time.process_time() - computed
+            rates[side].append((images / took[0], images / took[1]))
+            print(
+                f"step alone: {side:20s} {images / took[0]:6.2f} images/s {images / took[1]:6.2f} per core second",
+                flush=True,
+            )
     return rates
 
 
-def ratios(rates: dict[str, list[float]]) -> dict[str, list[float]]:
+def ratios(rates: dict[str, list[tuple[float, float]]], at: int) -> dict[str, list[float]]:
     """Every raydino side over every peer: median, least, largest of the rounds."""
     found = {}
     for mine in (side for side in rates if side.startswith("raydino")):
         for peer in PEERS:
-            each = sorted(a / b for a, b in zip(rates[mine], rates[peer], strict=True))
+            each = sorted(a[at] / b[at] for a, b in zip(rates[mine], rates[peer], strict=True))
             found[f"{mine} over {peer}"] = [round(x, 2) for x in (median(each), each[0], each[-1])]
     return found
 
@@ -227,12 +245,23 @@ def main() -> None:
             ):
                 if arguments.only in (None, title):
                     rates = measure()
-                    rounded = {side: [round(x, 2) for x in values] for side, values in rates.items()}
-                    medians = {side: round(median(values), 2) for side, values in rates.items()}
-                    known[title] = {"images_per_second": medians, "ratios": ratios(rates), "rounds": rounded}
-                    print(json.dumps({title: known[title]["ratios"]}, indent=1), flush=True)
+                    each = {side: [[round(x, 2) for x in pair] for pair in pairs] for side, pairs in rates.items()}
+                    known[title] = {
+                        "images_per_second": {side: median(pair[0] for pair in pairs) for side, pairs in each.items()},
+                        "images_per_core_second": {
+                            side: median(pair[1] for pair in pairs) for side, pairs in each.items()
+                        },
+                        "ratios": ratios(rates, 0),
+                        "ratios_per_core_second": ratios(rates, 1),
+                        "rounds": each,
+                    }
+                    print(
+                        json.dumps(
+                            {name: known[title][name] for name in ("ratios", "ratios_per_core_second")}, indent=1
+                        )
+                    )
+                    RESULT.write_text(json.dumps(report(known, arguments), indent=1) + "\n")
     print(f"{count} photographs")
-    RESULT.write_text(json.dumps(report(known, arguments), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def main(side: str, setting_name: str, folder: str, data: str, workers: str) -> 
         for _ in range(setting.timed):
             loss = next(losses)
         rate = setting.timed * setting.images / (time.perf_counter() - begun)
-        print(json.dumps({"images_per_second": rate, "loss": loss}), file=told, flush=True)
+        images = (setting.settle + setting.timed) * setting.images
+        print(json.dumps({"images_per_second": rate, "images": images, "loss": loss}), file=told, flush=True)
     losses.close()
 
 

@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ def test_worker_environment__only_what_is_listed(monkeypatch):
     assert "SOME_SECRET" not in passed
     assert (passed["HF_HUB_OFFLINE"], passed["OMP_NUM_THREADS"]) == ("1", "3")
     assert "OMP_NUM_THREADS" not in worker_environment(0)
+    assert worker_environment(0)["OMP_WAIT_POLICY"] == os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.mark.parametrize(

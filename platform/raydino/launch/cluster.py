@@ -25,8 +25,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default of Ray; unset, it warns at each start
     "NO_ALBUMENTATIONS_UPDATE": "1",  # albumentations asks the network for its newest version at import
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Threads that cut crops share the cores with torch's; those that spin at a barrier keep them from it.
+    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
 }
-"""Environment of driver and workers: nothing phones home, and the console belongs to the run."""
+"""Environment of driver and workers: nothing phones home, the console belongs to the run, waiting threads leave their core."""
 
 Precision = Literal["bf16", "fp32"]
 Attention = Literal["fused", "matmul"]
