@@ -64,9 +64,7 @@ class Lent:
     """A collection as tasks get it: by reference. A process takes it out of the object store once and keeps it, with the footers
     it has read; else every task would begin by unpickling the manifest, 3 s with 100,000 shards."""
 
-    _here: ClassVar[OrderedDict[str, Readable]] = (
-        OrderedDict()
-    )  # of this process, by content: all workers' streams share it
+    _here: ClassVar[OrderedDict[str, Readable]] = OrderedDict()  # of this process: all workers' streams share it
 
     def __init__(self, collection: Readable) -> None:
         self.key, self._lent = collection.key, ray.put(collection)
