@@ -14,6 +14,7 @@ Real images are looked for in RAYDINO_DATA, else in ../shared/data.
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -21,8 +22,9 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +69,13 @@ class Pass:
     """Seconds to the first batch."""
     rate: float
     """Images per second after that."""
-    cpu: float
-    """Milliseconds of processor time an image, over all processes of the side."""
+    parts: dict[str, float]
+    """Milliseconds of processor time an image, by `processor`'s kinds."""
+
+    @property
+    def cpu(self) -> float:
+        """Milliseconds of processor time an image, over all processes of the side."""
+        return self.parts["here"] + self.parts["workers"] + self.parts["daemons"]
 
 
 class Groups(IterableDataset[Cut]):
@@ -154,34 +161,39 @@ class Sides:
                             sys.exit(f"{side}, batch {number}, image {column}, {name}: other pixels")
 
 
-def cpu_of(side: str) -> Callable[[], float]:
-    """A clock of the processor seconds of a side: this process and Ray's, or this process and the DataLoader's."""
+def processor(side: str) -> dict[str, float]:
+    """Processor seconds so far of all processes of a side: this one (of it, Ray Data's scheduler), workers, Ray's daemons."""
     me = psutil.Process()
-    # Ray's daemons, and by them all its workers, are children too; the DataLoader's are Python's own.
-    own = [child for child in me.children() if ("spawn_main" in " ".join(child.cmdline())) == (side == "loader")]
-
-    def clock() -> float:
-        total = 0.0
-        for process in [me, *own, *(grand for child in own for grand in child.children(recursive=True))]:
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-        return total
-
-    return clock
+    used = {"here": 0.0, "scheduler": 0.0, "workers": 0.0, "daemons": 0.0}
+    times = me.cpu_times()
+    used["here"] = times.user + times.system
+    schedulers = {t.native_id for t in threading.enumerate() if t.name.startswith("StreamingExecutor")}
+    used["scheduler"] = sum(t.user_time + t.system_time for t in me.threads() if t.id in schedulers)
+    for child in me.children():
+        of_loader = "spawn_main" in " ".join(
+            child.cmdline()
+        )  # Ray's daemons, and by them all its workers, are children too
+        if of_loader != (side == "loader"):
+            continue
+        for process in (child, *child.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times, words = process.cpu_times(), " ".join(process.cmdline())
+                kind = "workers" if of_loader or words.startswith("ray::") else "daemons"
+                used[kind] += times.user + times.system
+    return used
 
 
 def one_pass(sides: Sides, side: str) -> Pass:
-    clock, began = cpu_of(side), time.perf_counter()
-    marks: list[tuple[float, float]] = []
+    began = time.perf_counter()
+    marks: list[tuple[float, dict[str, float]]] = []
     for number, _ in enumerate(sides.stream(side)):
         if number in (0, AHEAD - 1, AHEAD + BATCHES - 1):
-            marks.append((time.perf_counter(), clock()))
-    (first, _), (start, cpu_start), (end, cpu_end) = marks
+            marks.append((time.perf_counter(), processor(side)))
+    (first, _), (start, before), (end, after) = marks
     images = BATCH * BATCHES
-    return Pass(first - began, images / (end - start), 1000 * (cpu_end - cpu_start) / images)
+    return Pass(
+        first - began, images / (end - start), {kind: 1000 * (after[kind] - before[kind]) / images for kind in after}
+    )
 
 
 def stall(crops: Iterable[Any], seconds: float) -> float:
@@ -246,6 +258,9 @@ def report(crops: str, found: dict[str, list[Pass]], stalls: dict[str, float], s
         side: {
             "images_per_s": round(statistics.median(one.rate for one in passes), 1),
             "cpu_ms_per_image": round(statistics.median(one.cpu for one in passes), 2),
+            "cpu_parts": {
+                kind: round(statistics.median(one.parts[kind] for one in passes), 2) for kind in passes[0].parts
+            },
             "first_batch_s": round(statistics.median(one.first for one in passes), 2),
             "stall_share": round(stalls[side], 4),
         }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Shelf:
     """A collection in memory: PNG images in row groups, some of them broken."""
 
     def __init__(self, row_groups, *, broken=()):
-        self.row_groups = tuple(row_groups)
+        self.row_groups, self.key = tuple(row_groups), uuid.uuid4().hex
         self.images = [self._image(row, broken=row in set(broken)) for row in range(sum(row_groups))]
         self.ids = [hashlib.sha256(image).digest()[:16] for image in self.images]
 

@@ -48,7 +48,7 @@ class Shard:
     loaded = 0
 
     def __init__(self, groups: int) -> None:
-        self.names = [f"group {number}" for number in range(groups)]
+        self.names, self.key = [f"group {number}" for number in range(groups)], f"{groups} groups"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -75,7 +75,7 @@ def test_lent__a_task_is_sent_a_reference_and_a_process_keeps_what_it_stands_for
     assert Shard.loaded == before + 1
     for number in range(COLLECTIONS):
         Lent(Shard(number + 5)).read(0)
-    assert len(Lent._here) == COLLECTIONS and again._key not in Lent._here
+    assert len(Lent._here) == COLLECTIONS and again.key not in Lent._here
 
 
 @pytest.mark.ray

@@ -34,7 +34,7 @@ def write_split(folder: Path, split: str, images: list[bytes], labels: list[int]
 
 def sets(folder: Path, **changes: object) -> evaluation.Labelled | None:
     arguments = {"train_split": "train", "eval_split": None, "holdout": 0.25, "seed": 3, "bank": 100, "queries": 100}
-    return labelled_sets(str(folder), size=32, **{**arguments, **changes})
+    return labelled_sets(open_collection(str(folder)), size=32, **{**arguments, **changes})
 
 
 def by_hand(data: bytes, size: int) -> np.ndarray:
@@ -152,7 +152,7 @@ def test_holdout_rows__never_takes_unlabelled_rows_and_depends_on_the_seed_alone
 @pytest.mark.data
 def test_labelled_sets__cifar10(data_folder: Path) -> None:
     labelled = labelled_sets(
-        str(data_folder / "cifar10"),
+        open_collection(str(data_folder / "cifar10")),
         train_split="train",
         eval_split=None,
         holdout=0.1,

@@ -83,6 +83,11 @@ def requests(plan: Plan, *, rank: int, world: int, start_step: int, steps: int) 
 class Readable(Protocol):
     """What a window is read from: a `Collection`, or what stands for one."""
 
+    @property
+    def key(self) -> str:
+        """The same for the same row groups, wherever they are read."""
+        ...
+
     def read(self, group: int) -> pa.Table:
         """Row group `group` as columns id, bytes, path, label."""
         ...

@@ -5,7 +5,6 @@ half a minute of two cores. Considered instead of tasks per window: `streaming_s
 consumers, and it cannot start in the middle).
 """
 
-import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray.data
-from ray import cloudpickle
 
 from raydino.data.ahead import Ahead
 from raydino.data.fetch import Fetch, Readable, Request
@@ -66,20 +64,18 @@ class Lent:
     """A collection as tasks get it: by reference. A process takes it out of the object store once and keeps it, with the footers
     it has read; else every task would begin by unpickling the manifest, 3 s with 100,000 shards."""
 
-    _here: ClassVar[OrderedDict[str, Readable]] = (
-        OrderedDict()
-    )  # of this process, by content: all workers' streams share it
+    _here: ClassVar[OrderedDict[str, Readable]] = OrderedDict()  # of this process: all workers' streams share it
 
     def __init__(self, collection: Readable) -> None:
-        self._key, self._lent = hashlib.sha256(cloudpickle.dumps(collection)).hexdigest(), ray.put(collection)
+        self.key, self._lent = collection.key, ray.put(collection)
 
     def read(self, group: int) -> pa.Table:
         """As `Collection.read`."""
-        if self._key not in self._here:
-            self._here[self._key] = ray.get(self._lent)
+        if self.key not in self._here:
+            self._here[self.key] = ray.get(self._lent)
             while len(self._here) > COLLECTIONS:
                 self._here.popitem(last=False)
-        return self._here[self._key].read(group)
+        return self._here[self.key].read(group)
 
 
 def prepare_readers() -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from raydino import keyed
 from raydino.config import ConfigError
 from raydino.data.decode import Undecodable, decode
-from raydino.shards.reader import Collection, open_collection
+from raydino.shards.reader import Collection
 from raydino.views import Normalisation, Size, height_width
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class Evaluation(ABC):
 
 
 def labelled_sets(
-    path: str,
+    opened: Collection,
     *,
     train_split: str,
     eval_split: str | None,
@@ -253,7 +253,7 @@ def labelled_sets(
     normalisation: Normalisation = Normalisation(),
     mask: str = "",
 ) -> Labelled | None:
-    """The labelled images of a collection, or None where it has no labels to evaluate with.
+    """The labelled images of a collection of all splits, or None where it has no labels to evaluate with.
 
     Queries come from `eval_split`, else from the first labelled split of EVAL_SPLITS, else a share `holdout` of the
     labelled training rows is held back (see `Labelled.keep`). At most `bank` and `queries` images are chosen by key.
@@ -262,8 +262,7 @@ def labelled_sets(
         ConfigError: If `eval_split` is the training split, is not there, or has no labels.
         ShardError: If the collection cannot be read.
     """
-    opened = open_collection(path)
-    whole = opened.manifest
+    whole, path = opened.manifest, opened.folder
     if eval_split is not None and (eval_split == train_split or eval_split not in whole.splits):
         raise ConfigError(
             f"data.eval_split = {eval_split!r}: give a split other than data.split = {train_split!r} "

@@ -71,10 +71,11 @@ def _builtin(folder: Path) -> Path:
 def open_inputs(recipe: Recipe, path: str) -> Inputs:
     """Open the images at `path` for `recipe`. Raises ConfigError or ShardError naming what is wrong with them."""
     data = recipe.data
-    collection = open_collection(path, split=data.split, mask=data.keep)
+    whole = open_collection(path)  # listed once: 100,000 names take object storage ten seconds
+    collection = whole.part(data.split, mask=data.keep)
     _check_channels(recipe, collection)
     labelled = labelled_sets(
-        path,
+        whole,
         train_split=data.split,
         eval_split=data.eval_split,
         mask=data.keep,

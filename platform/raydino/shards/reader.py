@@ -59,6 +59,11 @@ class Collection:
         manifest = masked(self.folder, self.manifest, mask) if mask else self.manifest
         return _opened(self.folder, manifest.of_split(split))
 
+    @property
+    def key(self) -> str:
+        """Stands for all that can be read here."""
+        return f"{self.folder} {self.manifest.files_digest}"
+
     @cached_property
     def row_groups(self) -> tuple[int, ...]:
         """Rows of every row group, in order."""
