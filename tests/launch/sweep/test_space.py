@@ -83,7 +83,7 @@ def test_read__names_file_key_and_remedy(text: str, words: str, tmp_path: Path):
         ("method.centering", choice("softmax", "centre"), "method.centering = 'centre'"),
         ("method.teacher_temperature.start", uniform(0.03, 0.07), "a constant schedule has start == end"),
         ("global_batch", choice(64, 60), "not a multiple of lanes"),
-        ("method.global_crops.count", integer(1, 3), "exactly 2 global crops"),
+        ("method.center_momentum", choice(0.9, 1.0), "less than 1"),
         ("optim.warmup", uniform(0.1, 1.0), "lasts the whole run"),
     ],
 )
