@@ -38,13 +38,13 @@ def asked(
 def test_dry_run__says_space_rungs_and_trials_and_makes_nothing(asked: Asked, tmp_path: Path):
     status, said = asked("--dry-run", "--name", "plan", "--trials", "9")
     assert status == 0, said
-    for words in ("9 configurations by tpe", "teacher_momentum.start", "after 48, 144 images", "one in 3 goes on"):
-        assert words in said
+    for fact in ("9 configurations by tpe", "teacher_momentum.start", "after 48, 144 images", "one in 3 goes on"):
+        assert fact in said
     assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "fault"),
     [
         (("--recipe", "mae"), "--recipe mae: there is no such recipe; give one of dinov2, dino"),
         (("--grace", "0"), "grace = 0"),
@@ -54,9 +54,9 @@ def test_dry_run__says_space_rungs_and_trials_and_makes_nothing(asked: Asked, tm
         (("--global-batch", "320"), "do not fill one global_batch"),
     ],
 )
-def test_faults__are_named_before_anything_starts(flags: tuple[str, ...], words: str, asked: Asked, tmp_path: Path):
+def test_faults__are_named_before_anything_starts(flags: tuple[str, ...], fault: str, asked: Asked, tmp_path: Path):
     status, said = asked(*flags)
-    assert status == 2 and words in said, said
+    assert status == 2 and fault in said, said
     assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 

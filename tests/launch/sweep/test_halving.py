@@ -68,9 +68,9 @@ def test_replay__a_judge_told_of_before_says_what_the_first_would_have_said():
     for _, trial, images, value in seen:
         first.see(trial, images, value)
     second.replay(reversed(seen))
-    for value in (0.1, 0.45, 0.6, 0.65, 0.8):
-        for judge in (first, second):
-            assert (judge.see(f"new {value}", 100, value) is None) == (
-                judge is first and value >= 0.6333
-            ) or judge is second
-    assert first._seen == second._seen
+    verdicts = [
+        [judge.see(f"{value}", 100, value) for value in (0.1, 0.45, 0.6, 0.65, 0.8)] for judge in (first, second)
+    ]
+    assert verdicts[0] == verdicts[1]
+    # Of 0.4, 0.5, 0.7 and those before it in this row, the cut is at 0.567, 0.5, 0.483, 0.533 and 0.6.
+    assert [verdict is None for verdict in verdicts[0]] == [False, False, True, True, True]

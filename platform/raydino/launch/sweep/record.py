@@ -61,7 +61,7 @@ def leave(
     once = [result for result in results if result.trial.recipe.seed == sweep.recipe.seed]
     seen = seen_equally(once, filled, sweep.space, objective)
     mattered = importances(seen, list(sweep.space), seed=sweep.recipe.seed)
-    pictures = _pictures(sweep, rows, once, filled, own, images=seen.images)
+    pictures = _pictures(sweep, rows, results, filled, own, images=seen.images)
     best = _best(sweep, rows, exploits)
     if best is not None:
         write(folder / BEST, best)
