@@ -117,7 +117,6 @@ def test_evolve__segments_end_where_they_should_and_ancestors_are_known(tmp_path
     later = next(trial for trial in players.runs[1] if trial.name == "0")
     assert later.ancestors == ("3",)
     assert later.recipe.method.teacher_momentum.start == first.after[KEY] != FIRST["0"][KEY]
-    assert max(r.value("m") or 0 for r in results) > 0.65
 
 
 @pytest.mark.parametrize("dies_after", [1, 2, 3])
