@@ -51,7 +51,7 @@ def test_dry_run__says_space_rungs_and_trials_and_makes_nothing(asked: Asked, tm
         (("--reduction", "1"), "reduction = 1"),
         (("--scheduler", "pbt", "--repeats", "2"), "leave out repeats"),
         (("--space", "/nowhere.yaml"), "/nowhere.yaml: cannot be read"),
-        (("--global-batch", "320"), "do not fill one global_batch"),
+        (("--global-batch", "320"), "fewer than global_batch = 320"),
     ],
 )
 def test_faults__are_named_before_anything_starts(flags: tuple[str, ...], fault: str, asked: Asked, tmp_path: Path):
