@@ -141,6 +141,11 @@ def test_remember__only_evaluations_that_were_judged(tmp_path: Path):
     assert judge.see("0", 320, 0.0) is None
 
 
+def test_known__is_what_is_left_of_a_list_in_its_order():
+    trials = _trials(3)
+    assert Listed(trials).known() == trials
+
+
 def test_held__is_the_time_between_begin_and_end_and_a_killed_attempt_ends_with_its_record(tmp_path: Path):
     spool = Spool(tmp_path, clock=lambda: 130.0)
     spool.log({RANKME: 1.0}, 0)

@@ -49,6 +49,7 @@ def test_search__a_plan_that_is_there_is_followed_and_then_goes_on(tmp_path: Pat
     before = _all(_search(tmp_path, Random(SPACE, seed=0), count=3))
     plan = Plan.load(tmp_path)
     assert plan is not None
+    assert _search(tmp_path, Random(SPACE, seed=0), plan=plan).known() == before
     after = _all(_search(tmp_path, TPE(SPACE, seed=9, trials=5), plan=plan))
     assert after[:3] == before
     assert [each["name"] for each in json.loads((tmp_path / PLAN).read_text())["trials"]] == [

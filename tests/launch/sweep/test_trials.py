@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -134,6 +135,22 @@ def test_trials__a_bug_fails_its_trial_with_the_reason_and_leaves_the_others_alo
     assert [result.status for result in results] == ["failed", "finished"]
     assert "ZeroDivisionError after step 0, and again after a restart" in results[0].reason
     assert json.loads((results[0].run_dir / "ending.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.fault
+def test_trials__of_several_workers_are_stopped_and_leave_nothing_behind(
+    sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
+):
+    """Drivers of a hundredth of a CPU, workers placed by Ray Train: the pattern that kept groups of workers and waited for ever."""
+    from ray.util import placement_group_table
+
+    cluster = sweep_cluster.override({"workers": 2, "cpus_per_worker": 0.9})
+    results = _run([falling[0], falling[3]], cluster, tmp_path, scheduler=Halving(grace=64, most=192))
+    assert [(result.status, result.images_seen) for result in results] == [("finished", 192), ("stopped", 64)]
+    deadline = time.monotonic() + 60  # Ray Train's cleaner looks now and then
+    while {state["state"] for state in placement_group_table().values()} != {"REMOVED"}:
+        assert time.monotonic() < deadline, placement_group_table()
+        time.sleep(1)
 
 
 def test_trials__asked_to_stop_they_save_and_go_on_later(

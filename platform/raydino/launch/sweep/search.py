@@ -230,6 +230,10 @@ class Search:
         self._chooser.keep(number, planned.params or self._own)
         return trial_of(planned, self._recipe)
 
+    def known(self) -> list[Trial]:
+        """Those on the plan."""
+        return [trial_of(each, self._recipe) for each in self._plan.trials if each.seed == self._recipe.seed]
+
     def tell(self, result: TrialResult) -> None:
         """What became of one."""
         self._chooser.tell(self._numbers[result.trial.name], result, self._objective)
