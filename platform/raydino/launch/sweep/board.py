@@ -35,6 +35,10 @@ class Source(Protocol):
         """What became of a trial. Every trial asked for is told once."""
         ...
 
+    def known(self) -> Sequence[Trial]:
+        """The trials that an earlier driver may have begun."""
+        ...
+
 
 class Listed:
     """Trials from a list."""
@@ -50,6 +54,10 @@ class Listed:
 
     def tell(self, result: TrialResult) -> None:
         """Nothing depends on it."""
+
+    def known(self) -> Sequence[Trial]:
+        """All that are left."""
+        return list(reversed(self._left))
 
 
 @dataclass

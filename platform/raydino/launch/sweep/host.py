@@ -8,9 +8,11 @@ evaluation, and waits there for the verdict.
 import json
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from raydino.launch.engine.trainer import fit
@@ -25,17 +27,27 @@ OBJECTIVE, IMAGES, STEP, FAILED = "objective", "images", "step", "failed"
 LOOK = 0.1  # s between two looks at the record
 
 
+@dataclass(frozen=True)
+class Handed:
+    """A job in Ray's memory. Tune writes all configurations to disk, and a job may hold a tracker's password."""
+
+    job: ray.ObjectRef
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handed":
+        return self
+
+
 class Host(tune.Trainable):
-    """One trial after another; `config` holds its `job` and the `objective` to report."""
+    """One trial after another; `config` holds its `job` (`Handed`) and the `objective` to report."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begin the first trial."""
-        self._begin(config["job"], config["objective"])
+        self._begin(ray.get(config["job"].job), config["objective"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial in this process."""
         self.cleanup()
-        self._begin(new_config["job"], new_config["objective"])
+        self._begin(ray.get(new_config["job"].job), new_config["objective"])
         return True
 
     def step(self) -> dict[str, Any]:

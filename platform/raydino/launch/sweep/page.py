@@ -172,7 +172,7 @@ def _repeat(told: Told) -> str:
     rows = [
         (text(name), text(json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value, longest=600))
         for name, value in told.settings.items()
-        if name != "recipe"
+        if name != "base"
     ]
     refused = "".join(f"<li>{text(each)}</li>" for each in told.refused)
     return (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydino.launch.resume import flat, write
-from raydino.launch.sweep.importance import importances, seen_equally
+from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_equally
 from raydino.launch.sweep.page import Told, page, settings_of, shown
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
@@ -61,7 +61,7 @@ def leave(
     once = [result for result in results if result.trial.recipe.seed == sweep.recipe.seed]
     seen = seen_equally(once, filled, sweep.space, objective)
     mattered = importances(seen, list(sweep.space), seed=sweep.recipe.seed)
-    pictures = _pictures(sweep, rows, once, filled, own, images=seen.images)
+    pictures = _pictures(sweep, rows, results, filled, own, images=seen.images)
     best = _best(sweep, rows, exploits)
     if best is not None:
         write(folder / BEST, best)
@@ -188,7 +188,10 @@ def _summary(sweep: "Sweep", told: Told) -> str:
         for row in told.rows
     ]
     mattered = ", ".join(f"{label(each.key)} {each.share:.0%} ± {each.spread:.0%}" for each in told.mattered)
-    lines.append(f"what mattered after {told.compared[1]:,} images: {mattered or 'too few trials to say'}")
+    few = f" ({told.compared[0]} trials: mostly chance)" if told.compared[0] < RELIABLE_TRIALS else ""
+    lines.append(
+        f"what mattered after {told.compared[1]:,} images: {mattered or 'too few trials to say'}{few * bool(mattered)}"
+    )
     lines.append(f"{told.device_hours:.3g} {told.device}-hours in {told.minutes:.1f} minutes")
     lines.append(f"best    {sweep.folder / BEST}\nreport  {sweep.folder / PAGE}")
     uri, recorded = sweep.cluster.tracker(), recorded_run(sweep.folder)

@@ -205,6 +205,7 @@ class Search:
         self._plan, self._chooser, self._recipe, self._space = plan, chooser, recipe, space
         self._count, self._objective, self._vet = count, objective, vet
         self._given = 0
+        self._own = {key: current(recipe, key) for key in space}
         self._numbers: dict[str, int] = {}
         self.refused: list[str] = []
         """What was drawn in vain, and why."""
@@ -226,16 +227,19 @@ class Search:
             self._plan.add(planned)
         self._given += 1
         self._numbers[planned.name] = number
-        own = planned.params or {key: current(self._recipe, key) for key in self._space}
-        self._chooser.keep(number, own)
+        self._chooser.keep(number, planned.params or self._own)
         return trial_of(planned, self._recipe)
+
+    def known(self) -> list[Trial]:
+        """Those on the plan."""
+        return [trial_of(each, self._recipe) for each in self._plan.trials if each.seed == self._recipe.seed]
 
     def tell(self, result: TrialResult) -> None:
         """What became of one."""
         self._chooser.tell(self._numbers[result.trial.name], result, self._objective)
 
     def _drawn(self, number: int) -> dict[str, Any] | None:
-        known, why = [each.params for each in self._plan.trials], ""
+        known, why = [each.params or self._own for each in self._plan.trials], ""
         for attempt in range(ATTEMPTS):
             params = self._chooser.draw(number, attempt)
             if params is None or (params in known and attempt == ATTEMPTS - 1):

@@ -66,8 +66,8 @@ def run_trials(
     folder.mkdir(parents=True, exist_ok=True)
     source = Listed(trials) if isinstance(trials, Sequence) else trials
     judge = Judge(scheduler, objective=objective) if scheduler else None
-    if judge is not None and isinstance(trials, Sequence):
-        remember(judge, trials, folder, objective=objective)
+    if judge is not None:
+        remember(judge, source.known(), folder, objective=objective)
     try:
         make_ready(cluster.tracker(), cluster.experiment)
     except TrackerUnavailable as error:
@@ -96,7 +96,7 @@ def run_trials(
         tuning.check()
         if board.error is not None:
             raise board.error
-    return [board.results[name] for name in board.order]
+    return [board.results[name] for name in board.order if name in board.results]
 
 
 def sweep_ray(cluster: ClusterConfig) -> AbstractContextManager[None]:

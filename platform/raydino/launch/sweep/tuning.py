@@ -6,18 +6,20 @@ Tune's own experiment state is never read, so every start has a name of its own,
 
 import logging
 import secrets
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raydino.launch.engine.connect import environment
 from raydino.launch.sweep.board import Board
-from raydino.launch.sweep.host import FAILED, IMAGES, OBJECTIVE, Host, failure_in
+from raydino.launch.sweep.host import FAILED, IMAGES, OBJECTIVE, Handed, Host, failure_in
 from raydino.launch.workers.failure import ERRORS
 
 SETTINGS = {
@@ -41,7 +43,9 @@ class Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial."""
         job = self._board.next(trial_id)
-        return Searcher.FINISHED if job is None else {"job": job, "objective": self._objective}
+        if job is None:
+            return Searcher.FINISHED
+        return {"name": job.run_dir.name, "job": Handed(ray.put(job)), "objective": self._objective}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: FBT001, FBT002 Tune's signature
         """A trial is over; Tune calls this once, also for those that it gave up."""
@@ -87,6 +91,8 @@ class Tuning:
         folder: Path,
     ) -> None:
         self._error: Exception | None = None
+        self._state = folder / "ray"
+        shutil.rmtree(self._state, ignore_errors=True)  # of a driver that was killed
         tuner = tune.Tuner(
             tune.with_resources(Host, dict(resources)),
             tune_config=tune.TuneConfig(
@@ -95,12 +101,12 @@ class Tuning:
                 scheduler=Ask(board),
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["job"].run_dir.name,
-                trial_dirname_creator=lambda trial: trial.config["job"].run_dir.name,
+                trial_name_creator=lambda trial: trial.config["name"],
+                trial_dirname_creator=lambda trial: trial.config["name"],
             ),
             run_config=tune.RunConfig(
                 name=f"attempt-{secrets.token_hex(4)}",
-                storage_path=str(folder / "ray"),
+                storage_path=str(self._state),
                 failure_config=tune.FailureConfig(max_failures=max_failures),
                 verbose=0,
             ),
@@ -111,12 +117,14 @@ class Tuning:
     def _fit(self, tuner: tune.Tuner) -> None:
         loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)  # a trial that fails is told of by the board
         try:
             with environment(SETTINGS):
                 tuner.fit()
         except Exception as error:  # shown by the main thread
             self._error = error
+        finally:
+            shutil.rmtree(self._state, ignore_errors=True)
 
     def ended(self, *, timeout: float) -> bool:
         """Wait up to `timeout` seconds; whether all trials are over."""

@@ -65,14 +65,14 @@ class TrialsTable:
             self._follow(trial, board.run_dir(trial))
         for name, result in list(board.results.items()):
             if self._lines.setdefault(name, _Line()).state not in (result.status, result.reason):
-                self._follow(result.trial, result.run_dir)
+                self._follow(result.trial, result.run_dir, say=self._lines[name].offset > 0)  # not what was said before
                 line = self._lines[name]
                 line.state = result.reason or result.status
                 self._say(f"{name}  {self._settings.get(name, '')}  {line.value:.4f}  {line.state}")
         if self._live:
             self._live.update(self._table(board), refresh=True)
 
-    def _follow(self, trial: "Trial", run_dir: Path) -> None:
+    def _follow(self, trial: "Trial", run_dir: Path, *, say: bool = True) -> None:
         line = self._lines.setdefault(trial.name, _Line())
         if not (run_dir / METRICS_FILE).exists():
             return
@@ -80,7 +80,8 @@ class TrialsTable:
             line.offset, line.step, line.state = entry.end, entry.step, "training"
             if RANKME in entry.metrics and self._objective in entry.metrics:
                 line.judged, line.value = entry.step, entry.metrics[self._objective]
-                self._say(f"{trial.name}  step {entry.step}/{trial.last_step}  {self._objective} {line.value:.4f}")
+                if say:
+                    self._say(f"{trial.name}  step {entry.step}/{trial.last_step}  {self._objective} {line.value:.4f}")
 
     def _say(self, text: str) -> None:
         if self._live is None:
