@@ -130,8 +130,8 @@ def test_run__leaves_the_table_in_its_folder_and_in_mlflow(
     found = {row["variant"]: row for row in body["rows"]}
     assert list(found) == ["full", "no_centering", "curriculum", "no_koleo"] and found["curriculum"]["agrees"] == "yes"
     assert found["no_koleo"]["difference"] == pytest.approx(-0.1) and found["no_koleo"]["agrees"] == "yes"
-    assert (found["no_centering"]["alarms"], found["no_centering"]["first_alarm"]) == (3, 6)
-    assert found["no_centering"]["agrees"] == "yes" and found["full"]["alarms"] == 0
+    assert (found["no_centering"]["alarmed"], found["no_centering"]["first_alarm"]) == ([0, 1, 2], 6)
+    assert found["no_centering"]["agrees"] == "yes" and found["full"]["alarmed"] == []
     assert body["seeds"] == [0, 1, 2] and body["trial_hours"] == pytest.approx(12 * 30 / 3600)
     said = capsys.readouterr().out
     assert (_folder(tmp_path) / "ablation.md").read_text() in said and "12 of 12 runs finished" in said

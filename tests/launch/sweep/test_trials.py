@@ -141,7 +141,7 @@ def test_trials__a_bug_fails_its_trial_with_the_reason_and_leaves_the_others_alo
 def test_trials__of_several_workers_are_stopped_and_leave_nothing_behind(
     sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
-    """Drivers of a hundredth of a CPU, workers placed by Ray Train: the pattern that once waited for ever."""
+    """Drivers of a hundredth of a CPU, workers placed by Ray Train: a pattern that used to wait for ever."""
     from ray.util import placement_group_table
 
     cluster = sweep_cluster.override({"workers": 2, "cpus_per_worker": 0.9})

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"worse": "#b2182b", "better": "#2166ac", "close": "#767676"}
-"""By what was measured; a collapsed variant's dots are crosses."""
+"""By what was measured; runs in which the collapse alarm rang are crosses."""
 WIDTH, LINE = 8.0, 0.32  # inches
 
 
@@ -31,9 +31,12 @@ def figure(found: Sequence[Row], *, objective: str) -> "Figure":
     axes = picture.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
     for at, row in enumerate(shown):
-        colour, marker = COLOURS[row.direction or "close"], "x" if row.alarms else "o"
-        dots = [score - full.scores[seed] for seed, score in row.scores.items() if seed in full.scores]
-        axes.scatter(dots, [at] * len(dots), marker=marker, s=16, color=colour, alpha=0.6, zorder=2)
+        colour = COLOURS[row.direction or "close"]
+        for seed in sorted(row.scores.keys() & full.scores.keys()):
+            marker = "x" if seed in row.alarmed else "o"
+            axes.scatter(
+                row.scores[seed] - full.scores[seed], at, marker=marker, s=16, color=colour, alpha=0.6, zorder=2
+            )
         axes.errorbar(row.difference or 0.0, at, xerr=row.half_width, fmt="|", color=colour, capsize=3, markersize=10)
     axes.set_yticks(range(len(shown)), [f"{row.component}: {row.variant}" for row in shown], fontsize=8)
     axes.set_xlabel(

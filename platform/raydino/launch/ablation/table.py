@@ -59,8 +59,8 @@ class Row:
     direction: Direction | None
     expected: Expected | None
     agrees: Agreement | None
-    alarms: int
-    """Runs in which the collapse detector rang."""
+    alarmed: tuple[int, ...]
+    """Seeds at which the collapse detector rang."""
     first_alarm: int | None
     watched: int
     """Runs in which it came to judge."""
@@ -92,7 +92,7 @@ def _row(variant: Variant | None, outcomes: Sequence[Outcome], full: Mapping[int
     apart = [scores[seed] - full[seed] for seed in scores if seed in full]
     difference, half_width = interval(apart) if apart else (None, None)
     direction = _direction(difference, half_width) if difference is not None else None
-    alarms = [outcome.first_alarm for outcome in outcomes if outcome.first_alarm is not None]
+    alarms = {outcome.seed: outcome.first_alarm for outcome in outcomes if outcome.first_alarm is not None}
     watched = sum(outcome.watched for outcome in outcomes)
     took = [outcome.seconds for outcome in outcomes if outcome.seconds > 0]
     return Row(
@@ -107,8 +107,8 @@ def _row(variant: Variant | None, outcomes: Sequence[Outcome], full: Mapping[int
         direction=direction,
         expected=variant.expected if variant else None,
         agrees=_agreement(variant, direction, difference, half_width, alarms=len(alarms), watched=watched),
-        alarms=len(alarms),
-        first_alarm=min(alarms, default=None),
+        alarmed=tuple(alarms),
+        first_alarm=min(alarms.values(), default=None),
         watched=watched,
         runs=len(outcomes),
         failures=tuple(f"seed {outcome.seed}: {outcome.failure}" for outcome in outcomes if outcome.failure),
@@ -182,13 +182,15 @@ def as_csv(found: Sequence[Row]) -> str:
     """The table for spreadsheets: scores by seed in columns of their own."""
     seeds = sorted({seed for row in found for seed in row.scores})
     plain = [
-        {name: value for name, value in asdict(row).items() if name not in ("scores", "failures")} for row in found
+        {name: value for name, value in asdict(row).items() if name not in ("scores", "alarmed", "failures")}
+        for row in found
     ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*plain[0], *(f"seed_{seed}" for seed in seeds), "failures"])
+    writer.writerow([*plain[0], *(f"seed_{seed}" for seed in seeds), "alarmed", "failures"])
     for row, values in zip(found, plain, strict=True):
-        writer.writerow([*values.values(), *(row.scores.get(seed) for seed in seeds), "; ".join(row.failures)])
+        alarmed = " ".join(map(str, row.alarmed))
+        writer.writerow([*values.values(), *map(row.scores.get, seeds), alarmed, "; ".join(row.failures)])
     return out.getvalue()
 
 
@@ -210,4 +212,4 @@ def _difference(row: Row) -> str:
 def _alarm(row: Row) -> str:
     if not row.watched:
         return "not judged"
-    return f"{row.alarms} of {row.watched}" + (f", from step {row.first_alarm}" if row.alarms else "")
+    return f"{len(row.alarmed)} of {row.watched}" + (f", from step {row.first_alarm}" if row.alarmed else "")
