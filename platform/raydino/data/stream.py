@@ -62,7 +62,7 @@ def ray_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Table
 
 class Lent:
     """A collection as tasks get it: by reference. A process takes it out of the object store once and keeps it, with the footers
-    it has read; else every task would begin by unpickling the manifest, 3 s with 100,000 shards."""
+    it has read; else every task would begin by unpickling the manifest, 0.3 s with 10,000 shards."""
 
     _here: ClassVar[OrderedDict[str, Readable]] = OrderedDict()  # of this process: all workers' streams share it
 
