@@ -71,7 +71,7 @@ def _builtin(folder: Path) -> Path:
 def open_inputs(recipe: Recipe, path: str) -> Inputs:
     """Open the images at `path` for `recipe`. Raises ConfigError or ShardError naming what is wrong with them."""
     data = recipe.data
-    whole = open_collection(path)  # listed once: 100,000 names take object storage ten seconds
+    whole = open_collection(path)  # listed once: object storage tells 1,000 names a request
     collection = whole.part(data.split, mask=data.keep)
     _check_channels(recipe, collection)
     labelled = labelled_sets(

@@ -222,7 +222,7 @@ def _kept_sharded(rank: int, folder: Path) -> tuple[int, dict[str, torch.Tensor]
     job = replace(job, cluster=job.cluster.override({"parallel": "fsdp", "workers": 2}))
     loop = a_loop(job)
     keeper = Keeper(job, loop, None)
-    step = keeper.restore()
+    step = keeper.restore(choose(job, CPU))
     with torch.no_grad():
         for parameter in loop.method.parameters():
             collectives.shard(parameter).add_(1.0)
@@ -247,7 +247,7 @@ def test_keeper__a_sharded_model_takes_up_and_leaves_whole_tensors(tmp_path: Pat
     assert step == 5
     assert mine + other == sum(parameter.numel() for parameter in alone.method.parameters())
     again = a_loop(job)
-    assert Keeper(job, again, None).restore() == 6
+    assert Keeper(job, again, None).restore(choose(job, CPU)) == 6
     for name, value in again.method.state_dict().items():
         assert torch.equal(value, expected[name]) and torch.equal(value, state[name])
     moments = cp.optimizer_tensors(alone.optimizer)
