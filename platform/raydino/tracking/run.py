@@ -49,6 +49,13 @@ KNN_TOP1 = "knn/top1"
 KNN_TOP5 = "knn/top5"
 PIXELS_TOP1 = "pixels/top1"  # the same k-NN on raw pixels, once at step 0
 
+SWEEP_BEST = "sweep/best"  # the objective of the best configuration, mean over its seeds
+SWEEP_CONFIGURATIONS = "sweep/configurations"
+SWEEP_FINISHED = "sweep/finished"  # configurations trained to the end
+SWEEP_STOPPED = "sweep/stopped"  # configurations stopped early
+SWEEP_FAILED = "sweep/failed"
+SWEEP_DEVICE_HOURS = "sweep/device_hours"  # that the trials held: hours of GPUs, or of cores
+
 LOSS_GROUP = "loss"
 DISPLAYED_GROUP = "displayed"  # losses in the unit of DINOv2's official logs
 SYSTEM_GROUP = "system"

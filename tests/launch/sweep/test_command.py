@@ -8,7 +8,7 @@ from pathlib import Path
 import presets
 import pytest
 
-from raydino.config import read_yaml_file
+from raydino.config import ConfigError, read_yaml_file
 from raydino.launch.sweep import driver
 from raydino.launch.sweep.ranking import rank
 from raydino.launch.sweep.record import BEST, best_recipe
@@ -51,6 +51,10 @@ def test_dry_run__says_space_rungs_and_trials_and_makes_nothing(asked: Asked, tm
         (("--reduction", "1"), "reduction = 1"),
         (("--scheduler", "pbt", "--repeats", "2"), "leave out repeats"),
         (("--space", "/nowhere.yaml"), "/nowhere.yaml: cannot be read"),
+        (
+            ("--objective", "loss/total"),
+            "objective = loss/total: no evaluation finds it; use one of knn/…, health/rankme",
+        ),
         (("--global-batch", "320"), "fewer than global_batch = 320"),
     ],
 )
@@ -96,3 +100,13 @@ def test_best__is_the_recipe_that_the_command_reads_back(tmp_path: Path):
     for preset in (base, presets.DINOV2["laptop"]):
         assert preset.override(read_yaml_file(tmp_path / BEST)) == best
     assert best.steps == 2 * base.steps and best.method.local_crops.count == 0
+
+
+def test_objective__of_labels_is_refused_without_them():
+    from raydino.launch.sweep.setting import _check_objective
+
+    base = presets.DINOV2["laptop"]
+    with pytest.raises(ConfigError, match="have no labels; use health/rankme"):
+        _check_objective("knn/top1", base, labelled=False)
+    _check_objective("health/rankme", base, labelled=False)
+    _check_objective("knn/top5", base, labelled=True)

@@ -108,7 +108,7 @@ class Board:
                 run_dir.mkdir(parents=True, exist_ok=True)
                 (run_dir / ENDING).unlink(missing_ok=True)
                 job = self.prepare(trial, run_dir)
-            except ConfigError as error:
+            except (ConfigError, OSError) as error:  # of this trial; the others may have other images
                 run_dir.mkdir(parents=True, exist_ok=True)
                 self._end(trial, Ending("failed", str(error), steps_done(run_dir)))
                 continue

@@ -21,6 +21,14 @@ from raydino.launch.sweep.trial import TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import run_page
 from raydino.tracking.outbox import recorded_run
+from raydino.tracking.run import (
+    SWEEP_BEST,
+    SWEEP_CONFIGURATIONS,
+    SWEEP_DEVICE_HOURS,
+    SWEEP_FAILED,
+    SWEEP_FINISHED,
+    SWEEP_STOPPED,
+)
 
 if TYPE_CHECKING:
     from raydino.launch.sweep.search import Plan
@@ -167,12 +175,12 @@ def _record(
     sweep: "Sweep", told: Told, results: Sequence[TrialResult], files: Sequence[Path], *, complete: bool
 ) -> None:
     best = told.rows[0].value if told.rows else None
-    figures = {"sweep/device_hours": told.device_hours, "sweep/configurations": float(len(told.rows))}
-    for status in ("finished", "stopped", "failed"):
-        figures[f"sweep/{status}"] = float(sum(row.status == status for row in told.rows))
+    figures = {SWEEP_DEVICE_HOURS: told.device_hours, SWEEP_CONFIGURATIONS: float(len(told.rows))}
+    for name, status in ((SWEEP_FINISHED, "finished"), (SWEEP_STOPPED, "stopped"), (SWEEP_FAILED, "failed")):
+        figures[name] = float(sum(row.status == status for row in told.rows))
     close_parent(
         *(sweep.folder, sweep.cluster, results),
-        metrics=figures | ({} if best is None else {"sweep/best": best}),
+        metrics=figures | ({} if best is None else {SWEEP_BEST: best}),
         tags={"best": settings_of(told.rows[0]) if told.rows else "none"},
         files=files,
         status="FINISHED" if complete else "KILLED",

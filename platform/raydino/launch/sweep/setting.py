@@ -13,11 +13,14 @@ from raydino.launch.sweep.config import TRIALS, SweepConfig, default_space
 from raydino.launch.sweep.space import Space, check_space, label, read_space, written
 from raydino.launch.terminal.command import Command
 from raydino.recipe import Recipe
+from raydino.tracking.run import EVAL_FEATURE_STD, RANKME, TEACHER_DISTANCE
 
 if TYPE_CHECKING:
     from raydino.launch.sweep.halving import Halving
     from raydino.launch.sweep.search import Plan
 
+LABEL_FREE = (RANKME, EVAL_FEATURE_STD, TEACHER_DISTANCE)
+"""What every evaluation finds, with labels or without. Uniformity is better when it is lower, so it is none of them."""
 PREFIX = "sweep-"
 """Of a sweep's folder in the storage, before the name."""
 
@@ -77,7 +80,7 @@ def checked(command: Command) -> Sweep:
         config=config,
         space=space,
         folder=cluster.folder / f"{PREFIX}{recipe.name}",
-        vet=_vet(recipe, cluster),
+        vet=_vet(recipe, cluster, config.objective),
     )
 
 
@@ -89,7 +92,7 @@ def _grace(recipe: Recipe, config: SweepConfig) -> int:
     return max(1, math.ceil(config.grace * recipe.steps))
 
 
-def _vet(recipe: Recipe, cluster: ClusterConfig) -> Callable[[Recipe], None]:
+def _vet(recipe: Recipe, cluster: ClusterConfig, objective: str) -> Callable[[Recipe], None]:
     """What preflight asks of a run, as a question about each recipe; asked of `recipe` at once. Raises ConfigError."""
     from raydino.launch.checks.facts import run_facts
     from raydino.launch.checks.machine import this_machine
@@ -100,10 +103,23 @@ def _vet(recipe: Recipe, cluster: ClusterConfig) -> Callable[[Recipe], None]:
 
     def vet(changed: Recipe) -> None:
         inputs = open_inputs(changed, resolve(changed, cluster.folder))
+        _check_objective(objective, changed, labelled=inputs.labelled is not None)
         check(changed, cluster, facts=run_facts(changed, cluster, inputs, machine=machine), machine=machine)
 
     vet(recipe)
     return vet
+
+
+def _check_objective(objective: str, recipe: Recipe, *, labelled: bool) -> None:
+    """Refuse what no evaluation of the recipe finds: no trial would ever be compared. Raises ConfigError."""
+    known = ", ".join([*(f"{name}/…" for name in recipe.evals), *LABEL_FREE])
+    evaluation = objective.split("/")[0]
+    if evaluation in recipe.evals and not labelled:
+        raise ConfigError(
+            f"objective = {objective}: the images of data.path = {recipe.data.path} have no labels; use {RANKME}."
+        )
+    if evaluation not in recipe.evals and objective not in LABEL_FREE:
+        raise ConfigError(f"objective = {objective}: no evaluation finds it; use one of {known}.")
 
 
 def settings_of_sweep(sweep: Sweep) -> dict[str, Any]:
