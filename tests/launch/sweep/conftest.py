@@ -1,5 +1,6 @@
 """A Ray for trials, with its dashboard as every sweep has it, and recipes of seconds whose order is known beforehand."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,7 @@ RATES = (1e-2, 1e-3, 3e-4, 1e-4)
 @pytest.fixture(scope="module")
 def sweep_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
     """Ray as a sweep starts it, for two trials at once whatever this machine has."""
-    import os
-
-    import pytest as _pytest
-
-    with _pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
         cluster = ClusterConfig(storage=str(tmp_path_factory.mktemp("sweeps")), threads=1)
         with sweep_ray(cluster):

@@ -113,6 +113,18 @@ def test_board__the_judge_speaks_through_a_file(board: Callable[..., Board], tmp
     assert "rung 1" in (tmp_path / TRIALS / "1" / STOP).read_text()
 
 
+def test_board__a_spared_trial_is_compared_with_and_never_stopped(board: Callable[..., Board], tmp_path: Path):
+    trials = [Trial("0", RECIPE, "0", spared=True), *_trials(3)[1:]]
+    board_ = board(trials, Judge(Halving(320, 640), objective=KNN_TOP1))
+    for key in ("a", "b", "c"):
+        board_.next(key)
+    board_.evaluated("b", 320, 0.5)
+    board_.evaluated("a", 320, 0.4)
+    board_.evaluated("c", 320, 0.3)
+    stopped = [name for name in "012" if (tmp_path / TRIALS / name / STOP).exists()]
+    assert stopped == ["2"]
+
+
 def test_board__stopped_from_outside_it_begins_nothing_and_asks_all_to_leave(
     board: Callable[..., Board], tmp_path: Path
 ):

@@ -128,7 +128,7 @@ class Board:
         """A trial has been evaluated; it is asked to stop if the judge says so."""
         trial = self.running[key]
         reason = self.judge.see(trial.name, images, value) if self.judge else None
-        if reason is not None:
+        if reason is not None and not trial.spared:
             (self.run_dir(trial) / STOP).write_text(reason)
 
     def over(self, key: str, failure: str | None) -> None:

@@ -83,6 +83,11 @@ def settings_of(row: Row) -> str:
     return ", ".join(f"{label(key)} {_value(value)}" for key, value in row.params.items()) or "the recipe as it is"
 
 
+def how_it_ended(row: Row) -> str:
+    """A status with its reason, unless the reason says it already."""
+    return row.reason if row.reason.startswith(row.status) else f"{row.status}{': ' * bool(row.reason)}{row.reason}"
+
+
 def _head(told: Told) -> str:
     statuses = [row.status for row in told.rows]
     tiles = [
@@ -113,7 +118,7 @@ def _ranking(told: Told) -> str:
         (
             text(row.group),
             *(text(_value(row.params.get(key, told.own.get(key)))) for key in keys),
-            text(f"{row.status}{': ' + row.reason if row.reason else ''}"),
+            text(how_it_ended(row)),
             text(shown(row.value, row.spread)),
             f"{len(row.values)}",
             f"{row.images:,}",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydino.launch.resume import flat, write
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_equally
-from raydino.launch.sweep.page import Told, page, settings_of, shown
+from raydino.launch.sweep.page import Told, how_it_ended, page, settings_of, shown
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
 from raydino.launch.sweep.prepare import close_parent
@@ -192,7 +192,7 @@ def _summary(sweep: "Sweep", told: Told) -> str:
     wide = max((len(settings_of(row)) for row in told.rows), default=0)
     lines = [
         f"{row.group}  {settings_of(row):<{wide}}  {shown(row.value, row.spread):>15}  {row.images:>9,} images  "
-        f"{row.status}{': ' + row.reason if row.reason else ''}"
+        f"{how_it_ended(row)}"
         for row in told.rows
     ]
     mattered = ", ".join(f"{label(each.key)} {each.share:.0%} ± {each.spread:.0%}" for each in told.mattered)

@@ -1,8 +1,8 @@
 """Who chooses the configurations of a sweep, and the list of what was chosen.
 
-The recipe as it is comes first, whoever chooses, so that a sweep always knows what it improves on. A combination that recipe or
-machine refuses is drawn again before it costs anything. What is chosen is written down before it runs: a driver that goes on
-with a sweep runs the same trials.
+The recipe as it is comes first, whoever chooses, and is never stopped: what is better is better at the same length. A combination
+that recipe or machine refuses is drawn again before it costs anything. What is chosen is written down before it runs: a driver
+that goes on with a sweep runs the same trials.
 """
 
 import itertools
@@ -263,4 +263,4 @@ class Search:
 def trial_of(planned: Planned, recipe: Recipe) -> Trial:
     """A planned trial as it is run."""
     changed = apply(recipe, planned.params).override({"seed": planned.seed})
-    return Trial(planned.name, changed, planned.group)
+    return Trial(planned.name, changed, planned.group, spared=not planned.params)

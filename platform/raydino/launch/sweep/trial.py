@@ -26,6 +26,8 @@ class Trial:
     """Step after which the trial pauses; None for the recipe's last. For a later segment it is given again with a larger one."""
     ancestors: tuple[str, ...] = ()
     """Trials of which a checkpoint was put into this one's folder."""
+    spared: bool = False
+    """Whether it is never stopped early, though the others are compared with it."""
 
     @property
     def last_step(self) -> int:
