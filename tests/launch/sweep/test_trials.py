@@ -39,6 +39,7 @@ def _losses(run_dir: Path) -> dict[int, float]:
 def test_trials__the_worse_stop_at_their_rung_and_a_second_call_runs_nothing(
     sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path, small: Recipe
 ):
+    import ray
     from mlflow import MlflowClient
     from ray.util import placement_group_table
     from ray.util.state import list_actors
@@ -58,7 +59,8 @@ def test_trials__the_worse_stop_at_their_rung_and_a_second_call_runs_nothing(
 
     states = {state["state"] for state in placement_group_table().values()}
     assert states == {"REMOVED"}
-    alive = {actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])}
+    here = ray.get_runtime_context().gcs_address  # there may be another Ray on the machine
+    alive = {actor.class_name for actor in list_actors(here, filters=[("state", "=", "ALIVE")])}
     assert not [name for name in alive if "Trainable" in name], alive
 
     client = MlflowClient(sweep_cluster.tracker())
