@@ -25,7 +25,8 @@ STEPS = 16
 def test_profile__leaves_trace_and_summary_and_the_losses_as_they_are(
     ray_cluster: None, recipe_here: Here, train_here: Train, tiny: Path, small_images: Path, storage: Path
 ):
-    status, said = recipe_here("--name", "profiled", "--steps", str(STEPS), "--profile")
+    exact = ("--cluster.precision", "fp32", "--cluster.attention", "fused")  # as `train_here`
+    status, said = recipe_here("--name", "profiled", "--steps", str(STEPS), "--profile", *exact)
     assert status == 0, said
     (run_dir,) = storage.glob("profiled-*")
     recipe = DINOV2["laptop"].override(read_yaml_file(tiny)).override({"steps": STEPS, "data.path": str(small_images)})

@@ -179,6 +179,7 @@ def test_run__dry_run_prints_the_plan_and_makes_nothing(recipe_here: Here, stora
     assert not list(storage.glob("plan-*"))
 
 
+@pytest.mark.fault  # by its length: `make faults` has it
 def test_run__sharded_over_two_workers_is_judged_drawn_and_taken_up_by_one(recipe: Start, storage: Path):
     """Evaluations of all ranks, pictures of one, checkpoints of whole tensors; then another kind and number of workers."""
     sharded = ("--cluster.workers", "2", "--cluster.parallel", "fsdp", "--cluster.checkpoint-activations", "True")

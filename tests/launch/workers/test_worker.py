@@ -144,7 +144,14 @@ def test_train_worker__a_curriculum_has_the_same_losses_cut_in_the_cluster_and_w
     grown = recipe.override({"method.curriculum": {"length": 0.5, "global_size": 16, "local_size": 8}})
     job = Job(
         recipe=grown,
-        cluster=ClusterConfig(cpus_per_worker=0.5, threads=1, decode_in="cluster", storage=str(tmp_path)),
+        cluster=ClusterConfig(
+            cpus_per_worker=0.5,
+            threads=1,
+            decode_in="cluster",
+            storage=str(tmp_path),
+            precision="fp32",  # as `train_here`
+            attention="fused",
+        ),
         run_dir=tmp_path,
         data_path=str(small_images),
         data_digest=open_collection(str(small_images), split="train").manifest.digest,
