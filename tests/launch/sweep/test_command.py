@@ -35,6 +35,20 @@ def asked(
     return ask
 
 
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        ([], "dinov2"),
+        (["--trials", "3"], "dinov2"),
+        (["--recipe", "dino"], "dino"),
+        (["--trials", "3", "--recipe=dino"], "dino"),
+        (["--recipe"], ""),
+    ],
+)
+def test_asked_recipe__it_decides_what_flags_there_are(words: list[str], recipe: str):
+    assert driver.asked_recipe(words, "dinov2") == recipe
+
+
 def test_dry_run__says_space_rungs_and_trials_and_makes_nothing(asked: Asked, tmp_path: Path):
     status, said = asked("--dry-run", "--name", "plan", "--trials", "9")
     assert status == 0, said

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
@@ -37,7 +38,7 @@ def main(groups: Mapping[str, Mapping[str, Recipe]], *, description: str) -> Non
 
 def asked_recipe(words: Sequence[str], default: str) -> str:
     """The value of `--recipe`, which decides what other flags there are."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         if word == "--recipe":
             return after
         if word.startswith("--recipe="):

@@ -73,6 +73,8 @@ class Watch:
         if KNN_TOP1 in metrics:
             self._knn = f"k-NN {metrics[KNN_TOP1]:.3f}"
         judged = LOSS_TOTAL not in metrics
+        if judged and KNN_TOP1 not in metrics:  # what a save took, or an evaluation without labels
+            return
         figures = self._knn if judged else " · ".join(filter(None, [figures_of(step, self._steps, metrics), self._knn]))
         if self._live:
             self._bar.update(self._task, description="training", completed=step, figures=figures)
