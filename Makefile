@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -W ignore -c 'import torch._dynamo, torch.distributed.fsdp, torchvision, timm, ray.train.torch, ray.data, ray.tune, mlflow.tracking, albumentations, faiss, matplotlib.pyplot, sklearn.linear_model, optuna'
 	@touch $@
 
-demo: $(READY) ## train DINOv2 on built-in images, from curation to k-NN, 3 to 6 minutes on 2 cores
+demo: $(READY) ## train DINOv2 on built-in images, from curation to k-NN, 2 to 6 minutes on 2 cores
 	@$(BIN)/python recipes/dinov2.py --name demo
 
 # Side by side, because neither half fills two cores: tests with Ray wait for its processes to start, all others have one thread.
