@@ -33,8 +33,8 @@ def for_images(recipe: Recipe, *, images: int, epochs: int, name: str) -> Recipe
 
 # ---------------------------------------------------------------- ours: two CPU cores, 32-pixel images, one GPU
 
-# Generated textures: shows in minutes that everything works and that it learns. Teacher k-NN 0.88 on seed 0 (bf16: 0.87); with the crops
-# before the last change of their resampling 0.92, 0.88, 0.88 on seeds 0, 1, 2.
+# Generated textures: shows in minutes that everything works and that it learns. Teacher k-NN 0.88 on seed 0, in bf16 0.87; with
+# the crops before the last change of their resampling 0.92, 0.88, 0.88 on seeds 0, 1, 2.
 _LAPTOP = Recipe(
     name="dinov2-laptop",
     steps=210,
