@@ -24,6 +24,7 @@ from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 
 ROOT = Path(__file__).resolve().parents[2]
+EXACT: dict[str, Any] = {"precision": "fp32", "attention": "fused"}  # as `train_here`, on every machine
 STEPS = 18  # 240 images in batches of 16: an epoch of 15 steps and the begin of the next
 
 
@@ -197,7 +198,7 @@ def job(small: Recipe, images: Path, tmp_path: Path) -> Callable[..., Job]:
 
     def make(**cluster: Any) -> Job:
         digest = open_collection(str(images), split="train").manifest.digest
-        config = ClusterConfig(workers=2, cpus_per_worker=2, threads=1, storage=str(tmp_path), **cluster)
+        config = ClusterConfig(workers=2, cpus_per_worker=2, threads=1, storage=str(tmp_path), **EXACT, **cluster)
         return Job(small, config, tmp_path, str(images), digest, "", None)
 
     return make
@@ -212,7 +213,7 @@ def pair(
 
     folder = tmp_path_factory.mktemp("pair")
     digest = open_collection(str(images), split="train").manifest.digest
-    cluster = ClusterConfig(workers=2, cpus_per_worker=2, threads=1, storage=str(folder))
+    cluster = ClusterConfig(workers=2, cpus_per_worker=2, threads=1, storage=str(folder), **EXACT)
     stage.clear()
     fit(Job(small, cluster, folder, str(images), digest, "", None))
     return [stage.steps(0), stage.steps(1)]
@@ -236,6 +237,7 @@ class Shell:
         """Begin the run, or go on with it, in a session of its own."""
         kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
         words = ["--config", str(self.config), "--cluster.storage", str(self.storage), "--cluster.threads", "1"]
+        words += [word for name, value in EXACT.items() for word in (f"--cluster.{name}", value)]
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "recipes" / "dinov2.py"), *words, *flags],
             env={**kept, **self.stage.environment},
