@@ -160,6 +160,7 @@ def test_run__a_bug_is_tried_twice_and_no_more(recipe: Start, storage: Path, tmp
     assert all("in forward" in error["traceback"] for error in errors)
 
 
+@pytest.mark.fault  # by its length
 def test_run__sigterm_leaves_a_checkpoint_of_the_last_step_and_status_143(recipe: Start, storage: Path):
     process = recipe("--name", "stopped", "--cadence.checkpoint", "0")
     run_dir = _wait_for_step(storage, "stopped", 3)

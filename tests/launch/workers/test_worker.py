@@ -136,6 +136,7 @@ def test_train_worker__the_stream_begins_before_the_model_is_built_and_ends_if_t
     assert [(step, stream.closed) for step, stream in begun] == [(3, True)]
 
 
+@pytest.mark.fault  # by its length
 def test_train_worker__a_curriculum_has_the_same_losses_cut_in_the_cluster_and_without_ray(
     ray_cluster: None, train_here: Callable[..., Any], tiny: Path, small_images: Path, tmp_path: Path
 ):
