@@ -29,17 +29,15 @@ import torch
 from presets import DINOV2
 
 from raydino import faults
-from raydino.data.masks import block_masks
+from raydino.launch.checks.facts import random_batch
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.workers.watchdog import Watchdog
 from raydino.launch.workers.wishes import Wishes
 from raydino.launch.workers.worker import build_loop
-from raydino.recipe import Recipe
 from raydino.train import checkpoint as checkpoints
 from raydino.train import steps as training
 from raydino.train.guard import Guard
 from raydino.train.saving import Saver
-from raydino.views import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,21 +79,6 @@ def without() -> Iterator[None]:
         yield
 
 
-def batch_of(recipe: Recipe) -> Batch:
-    """Random pixels; what the pictures show does not change the time."""
-    views, images, draw = recipe.views, recipe.global_batch, torch.Generator().manual_seed(0)
-    crops = {
-        name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
-        for name, shape in views.shapes(images).items()
-    }
-    masks = None
-    if views.masks is not None:
-        count = views.crops["global"].count
-        masks = block_masks(views.masks, grid=views.grid, seed=0, step=0, lane=0, images=images, views=count)
-    ids = tuple(bytes([number]) for number in range(images))
-    return Batch(crops, None if masks is None else torch.from_numpy(masks), ids, step=0)
-
-
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds of a step: of the processor, of the wall clock."""
     began = time.process_time(), time.perf_counter()
@@ -105,7 +88,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def main() -> None:
     recipe = DINOV2["laptop"].override({"global_batch": IMAGES, "lanes": IMAGES})
-    batch, cpu = batch_of(recipe), torch.device("cpu")
+    batch, cpu = random_batch(recipe, recipe.global_batch), torch.device("cpu")
     plain, guarded = (build_loop(recipe, ClusterConfig(threads=1), cpu) for _ in range(2))
     object.__setattr__(plain, "guard", Bare())
     with (

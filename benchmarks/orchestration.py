@@ -31,7 +31,7 @@ import torch
 from presets import DINOV2
 
 from raydino.curation.synthetic import write_builtin
-from raydino.data.masks import block_masks
+from raydino.launch.checks.facts import random_batch
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine import trainer
 from raydino.launch.engine.connect import start_ray
@@ -61,22 +61,6 @@ def recipe_of() -> Recipe:
     )
 
 
-def batch_of(recipe: Recipe, step: int) -> Batch:
-    """Random pixels and masks, the same for all steps."""
-    views, images, draw = recipe.views, recipe.global_batch, torch.Generator().manual_seed(0)
-    crops = {
-        name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
-        for name, shape in views.shapes(images).items()
-    }
-    masks = None
-    if views.masks is not None:
-        count = views.crops["global"].count
-        masks = torch.from_numpy(
-            block_masks(views.masks, grid=views.grid, seed=0, step=0, lane=0, images=images, views=count)
-        )
-    return Batch(crops, masks, tuple(bytes([number]) * 16 for number in range(images)), step=step)
-
-
 class Turns:
     """Batches in blocks, each when it is this side's turn; how long the consumer had a block in hand is written down."""
 
@@ -86,7 +70,7 @@ class Turns:
         self, folder: Path, recipe: Recipe, *, side: int, before: Callable[[int], object] = lambda _: None
     ) -> None:
         self._folder, self._side, self._before = folder, side, before
-        self._first, self._step, self._began = batch_of(recipe, 0), 0, 0.0
+        self._first, self._step, self._began = random_batch(recipe, recipe.global_batch), 0, 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -204,7 +188,7 @@ def saving(folder: Path) -> dict[str, Any]:
             },
         }
     )
-    loop, batch = build_loop(recipe, CLUSTER, torch.device("cpu")), batch_of(recipe, 0)
+    loop, batch = build_loop(recipe, CLUSTER, torch.device("cpu")), random_batch(recipe, recipe.global_batch)
     saver, times = Saver(folder / "checkpoints", keep=2, limit=1), {"none": [], "ours": [], "torch_save": []}
     stalls: list[float] = []
 

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from raydino import collectives
-from raydino.data.masks import block_masks
+from raydino.launch.checks.facts import random_batch
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
@@ -60,19 +60,8 @@ class Setting:
 
 def batch_of(setting: Setting, device: torch.device) -> Batch:
     """Random pixels of this rank, on the device: reading is measured elsewhere."""
-    views, images, rank = setting.recipe.views, setting.images, collectives.rank()
-    draw = torch.Generator().manual_seed(rank)
-    crops = {
-        name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
-        for name, shape in views.shapes(images).items()
-    }
-    masks = None
-    if views.masks is not None:
-        count = views.crops["global"].count
-        drawn = block_masks(views.masks, grid=views.grid, seed=0, step=0, lane=rank, images=images, views=count)
-        masks = torch.from_numpy(drawn)
-    ids = tuple(bytes([number % 256]) for number in range(images))
-    return Batch(crops, masks, ids, step=0).to(device)
+    drawn = random_batch(setting.recipe, setting.images, step=collectives.rank())
+    return replace(drawn, step=0).to(device)
 
 
 def bare_step(loop: Loop, module: torch.nn.Module, batch: Batch) -> torch.Tensor:

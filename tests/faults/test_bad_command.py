@@ -81,9 +81,9 @@ def test_row_70__ctrl_c_asks_for_a_checkpoint_and_the_second_one_leaves_at_once(
     tmp_path: Path, monkeypatch, capsys
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(driver.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", left.append)
     before = signal.getsignal(signal.SIGINT)
-    with driver._Stop(tmp_path) as stop:
+    with driver.stop_by_signal(tmp_path) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert ((tmp_path / STOP).exists(), stop.status, left) == (True, 130, [])
         os.kill(os.getpid(), signal.SIGINT)

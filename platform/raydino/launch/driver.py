@@ -5,9 +5,7 @@ Heavy imports happen after the command line is parsed, so `--help` and typing er
 """
 
 import json
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +21,7 @@ from raydino.launch.lock import Lock, refuse_if_held, run_lock
 from raydino.launch.resume import RUN_FILE, Meant, data_change, read_run, run_meant, steps_done, write
 from raydino.launch.terminal.announce import plan_text
 from raydino.launch.terminal.command import Command, fail, parse, say
+from raydino.launch.terminal.interrupts import Interrupts
 from raydino.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def _carry_out(job: "Job", lock: Lock, *, store: int, image_bytes: int) -> int:
     with start_ray(job.cluster, store=store):
         place = place_of(job.cluster, store_needed=job.store_bytes, image_bytes=image_bytes)
         advise = partial(remedies, recipe=job.recipe, cluster=job.cluster, place=place)
-        stop, training = _Stop(job.run_dir), Training(job)
+        stop, training = stop_by_signal(job.run_dir), Training(job)
         with stop, Watch(job.run_dir, steps=job.recipe.steps, advise=advise) as watch:
             while not training.ended(timeout=0.5) and not lock.lost:
                 watch.update()
@@ -158,30 +157,11 @@ def _say_profile(job: "Job") -> None:
         say(f"profile  {json.loads(summary.read_text())['bottleneck']}\n{summary.with_suffix('.md')}")
 
 
-class _Stop:
-    """SIGTERM or Ctrl-C: save a checkpoint after the step in hand and leave; the second time leave at once."""
+def stop_by_signal(run_dir: Path) -> Interrupts:
+    """A signal leaves the wish to stop in the run's folder, where the workers find it after their step."""
+    from raydino.launch.workers.wishes import STOP
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._before = run_dir, {}
-        self.status = 0
-
-    def __enter__(self) -> "_Stop":
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            self._before[kind] = signal.signal(kind, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        from raydino.launch.workers.wishes import STOP
-
-        if self.status:
-            os._exit(self.status)
-        self.status = 128 + number
-        (self._run_dir / STOP).touch()
-        say("stopping: a checkpoint is saved after this step; once more to leave without it")
+    return Interrupts("a checkpoint is saved after this step", (run_dir / STOP).touch)
 
 
 def _headline(summary: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ A run for each variant and seed, and as many of the full recipe, all through `ru
 recipe whatever its seed: more seeds or other variants join those that are there, and what is finished is not run again.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from raydino.launch.ablation.table import Outcome, Row, as_csv, as_json, markdow
 from raydino.launch.ablation.variants import FULL, LeftOut, Variant, applied, chosen
 from raydino.launch.lock import Lock, run_lock
 from raydino.launch.resume import flat, write
-from raydino.launch.sweep.driver import Interrupts, asked_recipe
+from raydino.launch.sweep.driver import SAVING, from_command_line
 from raydino.launch.sweep.trial import Trial, TrialResult
 from raydino.launch.sweep.trials import run_trials
-from raydino.launch.terminal.command import Command, fail, parse, say
+from raydino.launch.terminal.command import Command, say
+from raydino.launch.terminal.interrupts import Interrupts
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from raydino.tracking.run import ABLATION_GROUP, COLLAPSED, RANKME
 from raydino.tracking.spool import METRICS_FILE, read_metrics
@@ -47,15 +47,7 @@ class Ablation:
 
 def main(groups: Mapping[str, Mapping[str, Recipe]], *, description: str) -> None:
     """Run an ablation from the command line and leave with its exit status. `groups` are the presets of each recipe by name."""
-    settings = AblationConfig()
-    name = asked_recipe(sys.argv[1:], settings.recipe)
-    presets = groups.get(name) or fail(f"--recipe {name}: there is no such recipe; give one of {', '.join(groups)}.")
-    command = parse(presets["laptop"], presets, description=description, more=settings)
-    try:
-        status = run(command)
-    except ConfigError as error:
-        fail(str(error))
-    raise SystemExit(status)
+    from_command_line(groups, AblationConfig(), run, description=description)
 
 
 def run(command: Command, *, trials: Run = run_trials) -> int:
@@ -113,7 +105,7 @@ def _carry_out(command: Command, plan: Ablation, folder: Path, lock: Lock, trial
     cluster = command.cluster
     parent = open_parent(folder, cluster, params=flat(plan.recipe.dump()), recipe=plan.recipe)
     changes = {variant.name: variant.change for variant in plan.variants}
-    interrupts = Interrupts()
+    interrupts = Interrupts(SAVING)
     with interrupts, TrialsTable({t.name: changes.get(t.group, "") for t in plan.trials}, plan.objective) as shown:
 
         def watch(board: "Board") -> bool:

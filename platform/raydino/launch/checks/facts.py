@@ -11,8 +11,8 @@ from raydino.data.masks import block_masks
 from raydino.data.plan import Plan
 from raydino.data.stream import BLOCKS_AHEAD
 from raydino.launch.checks.machine import Machine
+from raydino.launch.checks.memory import available_memory, fits
 from raydino.launch.checks.preflight import Facts
-from raydino.launch.checks.room import fits, room
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
 from raydino.launch.workers.worker import build_loop
@@ -32,7 +32,7 @@ def run_facts(
     """The facts that preflight checks and the plan prints; of a dry run memory too and, where that fits, speed: seconds each."""
     with torch.device("meta"):
         method = recipe.method.build(recipe.backbone, steps=recipe.steps)
-    backbone, available = method.encoder(), room(cluster, machine)
+    backbone, available = method.encoder(), available_memory(cluster, machine)
     memory = worker_memory(recipe, cluster, blocks=backbone.depth) if dry_run else None
     fitting = memory is None or fits(memory.total, available)
     # a machine without the GPUs that the run asks for tells nothing of its speed

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
 from raydino.launch.checks.machine import Machine
-from raydino.launch.checks.room import memory_faults, memory_warnings
+from raydino.launch.checks.memory import memory_faults, memory_warnings
 from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
 from raydino.launch.terminal.shown import in_bytes, public_uri
 from raydino.methods import rules

@@ -3,11 +3,9 @@
 Heavy imports happen after the command line is parsed, so `--help` and typing errors answer at once.
 """
 
-import os
-import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +14,31 @@ from raydino.launch.lock import Lock, refuse_if_held, run_lock
 from raydino.launch.sweep.config import SweepConfig
 from raydino.launch.sweep.space import label
 from raydino.launch.terminal.command import Command, fail, parse, say
+from raydino.launch.terminal.interrupts import Interrupts
 from raydino.recipe import Recipe
 
 if TYPE_CHECKING:
+    from raydino.launch.ablation.config import AblationConfig
     from raydino.launch.sweep.search import Plan
     from raydino.launch.sweep.setting import Sweep
+
+SAVING = "trials save and leave after their step"
+"""What an interrupted sweep says."""
 
 
 def main(groups: Mapping[str, Mapping[str, Recipe]], *, description: str) -> None:
     """Run a sweep from the command line and leave with its exit status. `groups` are the presets of each recipe by name."""
-    settings = SweepConfig()
+    from_command_line(groups, SweepConfig(), run, description=description)
+
+
+def from_command_line(
+    groups: Mapping[str, Mapping[str, Recipe]],
+    settings: "SweepConfig | AblationConfig",
+    run: Callable[[Command], int],
+    *,
+    description: str,
+) -> None:
+    """Parse a command over one of several recipes with `settings` of its own, run it, and leave with its exit status."""
     name = asked_recipe(sys.argv[1:], settings.recipe)
     presets = groups.get(name) or fail(f"--recipe {name}: there is no such recipe; give one of {', '.join(groups)}.")
     command = parse(presets["laptop"], presets, description=description, more=settings)
@@ -85,7 +98,7 @@ def _carry_out(sweep: "Sweep", plan: "Plan", lock: Lock) -> int:
 
     began = time.time()
     parent = open_parent(sweep.folder, sweep.cluster, params=parameters(sweep), recipe=sweep.base)
-    interrupts = Interrupts()
+    interrupts = Interrupts(SAVING)
     with sweep_ray(sweep.cluster), interrupts, TrialsTable({}, sweep.config.objective) as table:
 
         def watch(board: Any) -> bool:
@@ -113,26 +126,3 @@ def _carry_out(sweep: "Sweep", plan: "Plan", lock: Lock) -> int:
 def _words(params: Mapping[str, Any]) -> str:
     parts = {label(key): f"{value:.4g}" if isinstance(value, float) else value for key, value in params.items()}
     return ", ".join(f"{name} {value}" for name, value in parts.items()) or "the recipe as it is"
-
-
-class Interrupts:
-    """SIGTERM or Ctrl-C: the trials that run save and leave, and no more begin; the second time leave at once."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self.status = 0
-
-    def __enter__(self) -> "Interrupts":
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            self._before[kind] = signal.signal(kind, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        if self.status:
-            os._exit(self.status)
-        self.status = 128 + number
-        say("stopping: trials save and leave after their step; once more to leave without it")

@@ -9,7 +9,7 @@ from raydino.launch.terminal.shown import in_bytes
 MEMORY_FULL = 0.9  # of a device: the rest is its context and what its allocator cannot use
 
 
-def room(cluster: ClusterConfig, machine: Machine) -> int:
+def available_memory(cluster: ClusterConfig, machine: Machine) -> int:
     """Bytes that one worker has on its device, or of this machine's memory; 0 if unknown."""
     if not cluster.is_local:
         return 0
@@ -37,7 +37,7 @@ def memory_warnings(
     """What is wrong where a worker's `memory` (bytes, by use) does not fit, and what it would be `memory_with` other settings;
     and settings of `cluster` that do nothing."""
     out, needed = [], sum(memory.values())
-    if not fits(needed, available := room(cluster, machine)):
+    if not fits(needed, available := available_memory(cluster, machine)):
         ways = "; ".join(f"{in_bytes(size)} with {setting}" for setting, size in memory_with.items())
         out.append(
             f"a worker needs about {in_bytes(needed)} and has {in_bytes(available)}, of which {MEMORY_FULL:.0%} can be used"
