@@ -23,7 +23,7 @@ from raydino.faults import InjectedError
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.job import Job
-from raydino.launch.workers.keep import FOLDER, Keeper
+from raydino.launch.workers.keep import FOLDER, Keeper, choose
 from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.checkpoint import committed
