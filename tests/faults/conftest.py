@@ -146,7 +146,7 @@ def undisturbed(small: Recipe, images: Path, train_here: Any, tmp_path_factory: 
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """The stage of all runs on `two_nodes`."""
+    """The stage of all runs on `nodes`."""
     return Stage(tmp_path_factory.mktemp("stage"))
 
 
@@ -184,9 +184,9 @@ class Nodes:
         self.cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes(stage: Stage) -> Iterator[Nodes]:
-    """One Ray for all tests that need no driver of their own: it takes longer to start than a run."""
+    """One Ray for all tests that need no driver of their own: it takes longer to start than a run. Other modules start theirs."""
     nodes = Nodes(stage.environment)
     yield nodes
     nodes.end()
@@ -204,7 +204,7 @@ def job(small: Recipe, images: Path, tmp_path: Path) -> Callable[..., Job]:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pair(
     nodes: Nodes, stage: Stage, small: Recipe, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Any]:
