@@ -133,6 +133,7 @@ def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Callabl
         "teacher tensor by tensor": (loop(), tensor_by_tensor),
         "AdamW tensor by tensor": (plain_optimizer(loop()), nullcontext),
         "no guard": (loop(), unguarded),
+        "with compiled blocks": (loop(compile=True), nullcontext),
     }
     if loop().precision == "fp32":
         del ways["in float32"]

@@ -57,9 +57,10 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
             ["cluster.workers = 2", "batch norm", "use 1 worker"],
         ),
         ({"recipe": {"optim.layer_decay": 0.9}, "facts": {"blocks": 0}}, ["optim.layer_decay = 0.9", "set it to 1"]),
+        ({"cluster": {"compile": True}, "facts": {"blocks": 0}}, ["cluster.compile = True", "set it to False"]),
         (
             {"cluster": {"checkpoint_activations": True}, "facts": {"blocks": 0}},
-            ["cluster.checkpoint_activations = true", "set it to false", "cluster.accumulate"],
+            ["cluster.checkpoint_activations = True", "set it to False"],
         ),
         ({"cluster": {"workers": 4}, "machine": {"gpus": 2}}, ["cluster.workers = 4", "this machine has 2"]),
         ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),

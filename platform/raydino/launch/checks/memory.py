@@ -21,16 +21,6 @@ def fits(needed: int, available: int) -> bool:
     return not available or needed <= MEMORY_FULL * available
 
 
-def memory_faults(cluster: ClusterConfig, *, network: str, blocks: int) -> list[str]:
-    """What cannot be done to save memory, for people. `blocks` are the transformer blocks of `network`."""
-    if not cluster.checkpoint_activations or blocks:
-        return []
-    return [
-        f"cluster.checkpoint_activations = true: {network} is a convolutional network without transformer blocks; set it to "
-        "false, or raise cluster.accumulate to save memory."
-    ]
-
-
 def memory_warnings(
     cluster: ClusterConfig, machine: Machine, memory: Mapping[str, int], memory_with: Mapping[str, int]
 ) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raydino.config import ConfigError, in_steps
 from raydino.launch.checks.machine import Machine
-from raydino.launch.checks.memory import memory_faults, memory_warnings
+from raydino.launch.checks.memory import memory_warnings
 from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
 from raydino.launch.terminal.shown import in_bytes, public_uri
 from raydino.methods import rules
@@ -71,7 +71,6 @@ def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Mach
     faults = [
         *_share_faults(recipe, cluster, facts),
         *_network_faults(recipe, cluster, facts, machine),
-        *memory_faults(cluster, network=recipe.backbone.name, blocks=facts.blocks),
         *(_machine_faults(cluster, machine, facts) if cluster.is_local else []),
         *machine.version_faults(),
         *_storage_faults(recipe, cluster, facts),
@@ -133,12 +132,17 @@ def _micro_batch_faults(recipe: Recipe, cluster: ClusterConfig) -> list[str]:
 
 
 def _network_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Machine) -> list[str]:
-    faults = []
-    for name in ("layer_decay", "patch_embed_lr"):
-        if (value := getattr(recipe.optim, name)) != 1 and facts.blocks == 0:
-            faults.append(
-                f"optim.{name} = {value}: {recipe.backbone.name} is a convolutional network without such layers; set it to 1."
-            )
+    of_blocks = {
+        "optim.layer_decay": (recipe.optim.layer_decay, 1),
+        "optim.patch_embed_lr": (recipe.optim.patch_embed_lr, 1),
+        "cluster.checkpoint_activations": (cluster.checkpoint_activations, False),
+        "cluster.compile": (cluster.compile, False),
+    }
+    faults = [
+        f"{name} = {value}: {recipe.backbone.name} is a convolutional network without transformer blocks; set it to {plain}."
+        for name, (value, plain) in of_blocks.items()
+        if value != plain and facts.blocks == 0
+    ]
     on_gpu = cluster.use_gpu(machine.gpus) if cluster.is_local else cluster.gpu is not False
     if facts.batch_norm and cluster.workers > 1 and not on_gpu:
         faults.append(

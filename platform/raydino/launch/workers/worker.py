@@ -42,7 +42,7 @@ from raydino.tracking.meters import Rate
 from raydino.train.checkpoint import step_of
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
-from raydino.train.parallel import distribute, native_bf16, recompute_blocks
+from raydino.train.parallel import compile_blocks, distribute, native_bf16, recompute_blocks
 from raydino.train.steps import Loop, StepReport, training_steps
 from raydino.train.verify import CheckpointError
 from raydino.views import Batch
@@ -195,11 +195,14 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps)
-    if cluster.checkpoint_activations:
-        recompute_blocks(method.student.backbone)
     precision = cluster.precision_on(native_bf16=native_bf16(device))
     attention = cluster.attention_on(on_cpu=device.type == "cpu", precision=precision, tokens=recipe.tokens)
     use_attention(method, fused=attention == "fused")
+    if cluster.compile:
+        for network in (method.student, method.teacher):
+            compile_blocks(network.backbone)
+    if cluster.checkpoint_activations:
+        recompute_blocks(method.student.backbone)
     module = distribute(method, device, parallel=cluster.parallel, compute=precision, reduce=cluster.gradient_reduction)
     return Loop(
         method=method,
