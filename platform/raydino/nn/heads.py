@@ -20,10 +20,12 @@ class Prototypes(nn.Module):
             self.direction, a=math.sqrt(5)
         )  # torch's default for linear layers, which DINO keeps here
         self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=train_gain)
+        self._train_gain = train_gain
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
         """Scores of every row for every prototype."""
-        return F.linear(x, self.gain * F.normalize(self.direction, dim=-1))
+        rows = F.normalize(self.direction, dim=-1)
+        return F.linear(x, self.gain * rows if self._train_gain else rows)  # else all ones: a pass over K·D numbers saved
 
 
 class Head(nn.Module):
