@@ -25,7 +25,9 @@ class Prototypes(nn.Module):
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
         """Scores of every row for every prototype."""
         rows = F.normalize(self.direction, dim=-1)
-        return F.linear(x, self.gain * rows if self._train_gain else rows)  # else all ones: a pass over K·D numbers saved
+        if self._train_gain:  # else all ones, and a pass over K·D numbers is saved
+            rows = self.gain * rows
+        return F.linear(x, rows)
 
 
 class Head(nn.Module):
