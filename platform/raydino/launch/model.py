@@ -9,6 +9,7 @@ import torch
 
 from raydino.config import ConfigError, read_yaml_file
 from raydino.export.model import Model, frozen, open_timm
+from raydino.export.to_safetensors import is_export, read
 from raydino.keyed import key64
 from raydino.methods.config import MethodConfig
 from raydino.nn.config import BackboneConfig
@@ -26,6 +27,7 @@ def open_model(spec: str, *, device: str | torch.device = "cpu", pretrained: boo
 
     `RUN` and `RUN@STEP`: the teacher's backbone of a run's folder, at its newest sound checkpoint or at the one of that step.
     `random:RUN`: the same network as the run's seed initialised it, a baseline that must lose.
+    `DIR`: what export.py wrote as safetensors.
     `timm:NAME`: a plain ViT or convolutional network with timm's published weights; random ones where not `pretrained`.
 
     Raises:
@@ -36,10 +38,18 @@ def open_model(spec: str, *, device: str | torch.device = "cpu", pretrained: boo
         return open_timm(rest, device=device, pretrained=pretrained)
     if colon and kind == "random" and rest:
         return _untrained(Path(rest), device)
+    if is_export(Path(spec)):
+        return read(Path(spec), device=device)
     folder, step = _at_step(spec)
     if (folder / "recipe.yaml").is_file():
         return _of_run(folder, step, device)
     raise ConfigError(f"model = {spec!r}: {_what(folder)}; give {SPECS}.")
+
+
+def run_folder(spec: str) -> Path | None:
+    """The folder of the run that `spec` is of, None where it is of none."""
+    folder, _ = _at_step(spec.removeprefix("random:"))
+    return folder if (folder / "recipe.yaml").is_file() else None
 
 
 def _at_step(spec: str) -> tuple[Path, int | None]:

@@ -135,7 +135,7 @@ class Transformer(Backbone):
         self.registers.requires_grad = config.registers > 0
         if config.stochastic_depth == "batch_subset" and drop_path > 0:
             use_subsets(self.vit.blocks, rate=drop_path)
-        self._resampling = config.position_resampling
+        self.resampling = config.position_resampling
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
         """Tokens of `images` after the final norm; where `masks` is True the patch is replaced by the mask token."""
@@ -151,13 +151,13 @@ class Transformer(Backbone):
             patches = torch.where(grid, self.mask_token.to(patches.dtype), patches)
         rows, columns = patches.shape[1:3]
         positions = self._positions(rows, columns)  # of the cls token too, unless the model has none
-        tokens, cls = patches.flatten(1, 2), vit.cls_token.expand(len(patches), -1, -1)
+        tokens, cls = patches.flatten(1, 2), vit.cls_token.expand(patches.shape[0], -1, -1)
         if positions.shape[1] == rows * columns:
             tokens = torch.cat([cls, tokens + positions], dim=1)
         else:
             tokens = torch.cat([cls, tokens], dim=1) + positions
         if self.registers.shape[1]:
-            tokens = torch.cat([tokens[:, :1], self.registers.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+            tokens = torch.cat([tokens[:, :1], self.registers.expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
         return vit.norm_pre(tokens)
 
     def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 T D"]:
@@ -170,7 +170,7 @@ class Transformer(Backbone):
         if (rows, columns) == tuple(own):
             return vit.pos_embed
         prefix = 0 if vit.no_embed_class else 1
-        if self._resampling == "antialias":
+        if self.resampling == "antialias":
             return resample_abs_pos_embed(
                 vit.pos_embed, new_size=[rows, columns], old_size=list(own), num_prefix_tokens=prefix
             )
