@@ -87,7 +87,7 @@ def test_import__positions_of_networks_without_registers_follow_the_official_rul
     backbone: Any = import_pth(tmp_path / "x.pth", "vit_small_patch14_dinov2").model.backbone
     grid = theirs.pos_embed[:, 1:].reshape(1, 5, 5, 48).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(grid, scale_factor=((8 + 0.1) / 5, (6 + 0.1) / 5), mode="bicubic")
-    found = backbone._positions(8, 6)[:, 1:].reshape(1, 8, 6, 48).permute(0, 3, 1, 2)
+    found = backbone.positions(8, 6)[:, 1:].reshape(1, 8, 6, 48).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 

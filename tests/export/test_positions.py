@@ -17,5 +17,5 @@ def test_positions__are_those_of_the_backbone(kind: str, resampling: str):
     assert isinstance(backbone, Transformer)
     assert backbone.vit.pos_embed.std() > 0.05
     for rows, columns in GRIDS:
-        found, expected = positions(backbone, rows, columns), backbone._positions(rows, columns)
+        found, expected = positions(backbone, rows, columns), backbone.positions(rows, columns)
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)

@@ -26,15 +26,26 @@ def run(tmp_path: Path, small_images: Path) -> Path:
 
 
 def test_main__loads_it_in_a_fresh_process_and_says_how(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    small_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     out = tmp_path / "out"
     assert export.main("", ["--model", str(run), "--format", "timm", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"largest difference at \d+ × \d+ pixels: \d\.\de[-+]\d\d", printed)) == 3
     page = (out / "README.md").read_text()
-    for part in ("tiny-0123@3", "abcd", "| knn/top1 | 0.1 | 0.75 | 0.8 |", "patch_size: 8", "images of the run's own data"):
+    for part in (
+        "tiny-0123@3",
+        "abcd",
+        "| knn/top1 | 0.1 | 0.75 | 0.8 |",
+        "patch_size: 8",
+        "images of the run's own data",
+    ):
         assert part in page
+    assert str(small_images.parent) not in page and f"path: {small_images.name}" in page  # a card is for others
     (lines,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(out)
     names: dict[str, Any] = {"images": torch.randn(2, 3, 24, 40)}

@@ -180,4 +180,5 @@ def _transformers() -> ModuleType:
         raise ConfigError(
             "format = hf: transformers is not installed; run `make setup`, or install raydino[export]."
         ) from error
+    transformers.utils.logging.disable_progress_bar()
     return transformers

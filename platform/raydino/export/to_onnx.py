@@ -50,7 +50,7 @@ def write(model: Model, folder: Path) -> Loading:
     _require()
     backbone = copy.deepcopy(model.backbone).cpu().requires_grad_(requires_grad=False)
     if isinstance(backbone, Transformer):
-        backbone._positions = partial(positions, backbone)  # torch's resampling has no counterpart in ONNX
+        backbone.positions = partial(positions, backbone)  # torch's resampling has no counterpart in ONNX
     patch, export = model.config.patch_size, torch.export
     images = torch.zeros(2, model.config.channels, *(patch * count for count in PATCHES))
     sides = {2: patch * export.Dim("rows", min=1), 3: patch * export.Dim("columns", min=1)}

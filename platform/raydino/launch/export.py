@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from raydino.config import ConfigError, read_yaml_file
 
@@ -92,10 +94,21 @@ def _of_run(folder: Path) -> "Origin":
 
     summary = folder / SUMMARY
     return Origin(
-        recipe=(folder / RECIPE_FILE).read_text(),
+        recipe=_without_places(read_yaml_file(folder / RECIPE_FILE)),
         data_digest=read_run(folder).get("data_digest", ""),
         metrics=json.loads(summary.read_text()).get("metrics", {}) if summary.exists() else {},
     )
+
+
+def _without_places(recipe: dict[str, Any]) -> str:
+    """A recipe as YAML in which images and weights have their last name alone: a card is for others."""
+    data, init = recipe["data"], recipe.get("init", {})
+    named = {
+        "path": Path(data["path"]).name,
+        "stream_against": [Path(path).name for path in data.get("stream_against") or ()],
+    }
+    init = {**init, "weights": Path(init["weights"]).name} if init.get("weights") else init
+    return yaml.safe_dump({**recipe, "data": {**data, **named}, "init": init}, sort_keys=False, allow_unicode=True)
 
 
 def _writer(name: str):  # noqa: ANN202 (a function of each format's file)

@@ -150,7 +150,7 @@ class Transformer(Backbone):
             grid = masks.view(*patches.shape[:3], 1)
             patches = torch.where(grid, self.mask_token.to(patches.dtype), patches)
         rows, columns = patches.shape[1:3]
-        positions = self._positions(rows, columns)  # of the cls token too, unless the model has none
+        positions = self.positions(rows, columns)  # of the cls token too, unless the model has none
         tokens, cls = patches.flatten(1, 2), vit.cls_token.expand(patches.shape[0], -1, -1)
         if positions.shape[1] == rows * columns:
             tokens = torch.cat([cls, tokens + positions], dim=1)
@@ -160,7 +160,7 @@ class Transformer(Backbone):
             tokens = torch.cat([tokens[:, :1], self.registers.expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
         return vit.norm_pre(tokens)
 
-    def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 T D"]:
+    def positions(self, rows: int, columns: int) -> Float[Tensor, "1 T D"]:
         """Position embeddings for a grid of patches: bicubic, in float32, the cls token's entry untouched.
 
         "antialias" samples at the exact size with antialiasing (DINOv2 with registers); "offset" gives the resampler the factor

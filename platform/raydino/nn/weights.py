@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raydino.config import ConfigError
-from raydino.nn.backbone import Backbone, ConvNet
+from raydino.nn.backbone import Backbone, ConvNet, Transformer
 from raydino.nn.config import BackboneConfig
 
 SHOWN = 3  # tensors named in a message; the others are counted
@@ -46,6 +46,16 @@ def from_timm(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Te
         if ours not in named and (ours == "mask_token" or not backbone.state_dict()[ours].numel()):
             named[ours] = torch.zeros_like(backbone.state_dict()[ours])
     return named
+
+
+def at_size(backbone: Backbone, *, like: Backbone) -> dict[str, Tensor]:
+    """The weights of `backbone` for the grid of patches of `like`: its positions resampled once by its own rule, so that
+    features at that size stay what they were."""
+    weights = dict(backbone.state_dict())
+    if isinstance(backbone, Transformer) and isinstance(like, Transformer):
+        with torch.no_grad():
+            weights["vit.pos_embed"] = backbone.positions(*like.vit.patch_embed.grid_size).clone()
+    return weights
 
 
 def load_strictly(backbone: Backbone, weights: Mapping[str, Tensor], *, origin: str) -> None:
