@@ -11,6 +11,7 @@ import torch
 from raydino.export import to_safetensors, to_timm
 from raydino.launch import export
 from raydino.launch.model import open_model
+from raydino.tracking.mlflow_run import client_of, record_files
 from tests.launch.test_model import a_run
 
 
@@ -94,3 +95,29 @@ def test_main__refuses_before_it_works(run: Path, tmp_path: Path, capsys: pytest
         with pytest.raises(SystemExit) as left:
             export.main("", words)
         assert left.value.code == 2
+
+
+def test_main__mlflow_serves_and_registers_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tracker = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = record_files(
+        tracking_uri=tracker, experiment="raydino", run_name="tiny", params={}, metrics={}, files=[run / "recipe.yaml"]
+    )
+    words = ["--model", str(run), "--format", "mlflow", "--out", str(tmp_path / "out"), "--register", "encoder"]
+    assert export.main("", words) == 1
+    assert "register = encoder: is for --format mlflow of a run that MLflow has recorded" in capsys.readouterr().err
+    (run / "run.json").write_text(json.dumps({"data_digest": "abcd", "mlflow_run_id": run_id}))
+    assert export.main("", words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("largest difference") == 3 and "models:/encoder/1 in sqlite:///" in printed
+    model = open_model(str(run))
+    import mlflow
+
+    version = client_of(tracker).get_model_version("encoder", "1")
+    assert (version.run_id, version.tags["weights_digest"]) == (run_id, model.digest)
+    served = mlflow.pyfunc.load_model(version.source)
+    pixels = torch.randint(0, 256, (3, 3, 24, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.backbone(model.normalisation(pixels)).cls
+    found = torch.from_numpy(served.predict(pixels.movedim(1, 3).numpy()))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not list((tmp_path / "out").rglob("*.pkl"))

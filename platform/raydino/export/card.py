@@ -42,7 +42,7 @@ def card(model: Model, origin: Origin, loading: Loading, comparisons: Sequence[C
         f"{list(rule.mean)}, over {list(rule.std)}. {origin.note}".strip(),
         f"- step: {model.step if model.step is not None else 'not known'}\n- weights (sha256): {model.digest}\n"
         f"- images (digest): {origin.data_digest or 'not known'}",
-        "## Use\n\nIn this folder, with `images` a float tensor [B, C, H, W]:\n\n"
+        "## Use\n\nIn this folder, with `images` a normalised float tensor [B, C, H, W], or `pixels` uint8 [B, H, W, C]:\n\n"
         f"```python\n{loading.load}\n{loading.use}\n```",
         loading.note,
         "## Verified\n\n"

@@ -33,7 +33,10 @@ class Loading:
     load: str
     """Python that makes `model`, to be run in the folder."""
     use: str
-    """Python from `images`, a normalised float tensor [B, C, H, W], to cls [B, D], registers [B, R, D], patches [B, P, D]."""
+    """Python from `images`, a normalised float tensor [B, C, H, W], or `pixels`, uint8 [B, H, W, C], to cls [B, D], registers
+    [B, R, D], patches [B, P, D]."""
+    outputs: tuple[str, ...] = OUTPUTS
+    """What `use` makes."""
     any_size: bool = True
     """Whether the features are the model's at sizes other than the one it was trained at."""
     note: str = ""
@@ -58,21 +61,24 @@ def sizes(model: Model) -> list[tuple[int, int]]:
     patch = model.config.patch_size
     high, wide = (side // patch for side in height_width(model.size))
     other = (max(2, high * 3 // 4), max(2, wide * 3 // 4)) if min(high, wide) > 3 else (high + 2, wide + 2)
-    return [height_width(model.size), *((r * patch, c * patch) for r, c in (other, (high + 1, max(1, wide - 1))))]
+    oblong = (high + 1, max(1, wide - 1)) if high + 1 != wide - 1 else (high + 2, wide - 1)
+    return [height_width(model.size), *((rows * patch, columns * patch) for rows, columns in (other, oblong))]
 
 
 def compare(model: Model, folder: Path, loading: Loading, batches: Sequence[Tensor]) -> list[Comparison]:
-    """Run `loading` in a fresh process in `folder` on `batches`, normalised [B, C, H, W], one for each size.
+    """Run `loading` in a fresh process in `folder` on `batches`, uint8 [B, C, H, W], one for each size.
 
     Raises:
         ExportError: the process fails, or gives other shapes.
     """
     with tempfile.TemporaryDirectory(prefix="raydino-verify-") as beside:
-        for number, images in enumerate(batches):
-            np.save(Path(beside, f"{number}.npy"), images.numpy())
+        for number, pixels in enumerate(batches):
+            images = model.normalisation(pixels).numpy()
+            np.savez(Path(beside, f"{number}-in.npz"), images=images, pixels=pixels.movedim(1, 3).numpy())
         _run(_script(loading, beside, len(batches)), folder)
         return [
-            _compared(model, images, Path(beside, f"{number}.npz"), folder) for number, images in enumerate(batches)
+            _compared(model, pixels, loading.outputs, Path(beside, f"{number}.npz"))
+            for number, pixels in enumerate(batches)
         ]
 
 
@@ -90,9 +96,10 @@ def _script(loading: Loading, beside: str, count: int) -> str:
         "torch.set_grad_enabled(False)",
         loading.load,
         f"for number in range({count}):",
-        f"    images = torch.from_numpy(np.load(f{beside + '/{number}.npy'!r}))",
+        f"    given = np.load(f{beside + '/{number}-in.npz'!r})",
+        "    images, pixels = torch.from_numpy(given['images']), given['pixels']",
         textwrap.indent(loading.use, "    "),
-        f"    np.savez(f{beside + '/{number}.npz'!r}, cls=cls, registers=registers, patches=patches)",
+        f"    np.savez(f{beside + '/{number}.npz'!r}, {', '.join(f'{name}={name}' for name in loading.outputs)})",
     ]
     return "\n".join(lines)
 
@@ -103,6 +110,7 @@ def _run(script: str, folder: Path) -> None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",  # what is not in the folder is not in the export
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
     try:
         done = subprocess.run(
@@ -119,15 +127,15 @@ def _run(script: str, folder: Path) -> None:
         raise ExportError(f"a fresh process could not load and run it:\n{done.stderr.strip()[-2000:]}")
 
 
-def _compared(model: Model, images: Tensor, path: Path, folder: Path) -> Comparison:
+def _compared(model: Model, pixels: Tensor, outputs: Sequence[str], path: Path) -> Comparison:
     with torch.inference_mode():
-        expected = model.backbone(images.to(next(model.backbone.parameters()).device))
+        expected = model.backbone(model.normalisation(pixels.to(next(model.backbone.parameters()).device)))
     differences = [0.0]
     with np.load(path) as found:
-        for name in OUTPUTS:
+        for name in outputs:
             ours, theirs = getattr(expected, name).float().cpu().numpy(), found[name]
             if ours.shape != theirs.shape:
-                raise ExportError(f"{folder.name}: {name} is {list(theirs.shape)}, and the model's {list(ours.shape)}.")
+                raise ExportError(f"{name} is {list(theirs.shape)}, and the model's {list(ours.shape)}.")
             if ours.size:  # without registers there is nothing to compare
                 differences.append(float(np.abs(ours - theirs).max()))
-    return Comparison(*images.shape[-2:], difference=float(np.max(differences)))  # NaN, if one is
+    return Comparison(*pixels.shape[-2:], difference=float(np.max(differences)))  # NaN, if one is

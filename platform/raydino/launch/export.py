@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raydino.config import ConfigError, read_yaml_file
+from raydino.tracking.redact import redact_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from raydino.export.model import Model
     from raydino.export.verify import Loading
 
-FORMATS = ("timm", "hf", "safetensors", "onnx")
+FORMATS = ("timm", "hf", "safetensors", "onnx", "mlflow")
 COUNT = 4  # images compared at each size
 README = "README.md"
 
@@ -36,10 +37,11 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     if options.weights and not options.arch:
         parser.error("--import needs --arch, timm's name of the network, such as vit_small_patch14_dinov2")
     from raydino.export.verify import ExportError
+    from raydino.tracking.opening import TrackerUnavailable
 
     try:
         return _carry_out(options)
-    except (ConfigError, ExportError, OSError) as error:
+    except (ConfigError, ExportError, TrackerUnavailable, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -53,6 +55,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--format", choices=FORMATS, default="safetensors", help="what to write (safetensors: raydino's own)")
     add("--out", required=True, help="folder to make; nothing is left there unless it is verified")
     add("--images", nargs="+", default=[], help="images to compare on (the run's own, else built-in ones)")
+    add("--register", metavar="NAME", help="with --format mlflow: a new version of this model in the run's registry")
+    add("--tracker", help="MLflow address of that registry (mlflow.db beside the run)")
     return parser
 
 
@@ -60,6 +64,7 @@ def _carry_out(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out = {out}: there is something; give a new folder.")
+    tracker, run_id = _registry(options) if options.register else ("", "")
     model, origin = _opened(options)
     if options.model:
         print(f"{model.name}: {model.config.name}, {model.backbone.width} dimensions")
@@ -68,7 +73,27 @@ def _carry_out(options: argparse.Namespace) -> int:
         loading = _writer(options.format)(model, folder)
         _verify(model, folder, loading, pixels, origin, images)
     print(f"{out}: {options.format}, loaded in a fresh process and compared; {README} says how to use it")
+    if options.register:
+        from raydino.tracking.served import register
+
+        version = register(out, options.register, tracking_uri=tracker, run_id=run_id, digest=model.digest)
+        print(f"models:/{options.register}/{version} in {redact_text(tracker)}")
     return 0
+
+
+def _registry(options: argparse.Namespace) -> tuple[str, str]:
+    """Address of the run's tracker, and the run's id there. Raises ConfigError."""
+    from raydino.launch.cluster import ClusterConfig
+    from raydino.launch.model import run_folder
+    from raydino.launch.resume import read_run
+
+    folder = run_folder(options.model) if options.model else None
+    run_id = read_run(folder).get("mlflow_run_id") if folder is not None else None
+    if folder is None or options.format != "mlflow" or not run_id:
+        raise ConfigError(
+            f"register = {options.register}: is for --format mlflow of a run that MLflow has recorded; leave it out."
+        )
+    return options.tracker or ClusterConfig(storage=str(folder.resolve().parent)).tracker(), run_id
 
 
 def _opened(options: argparse.Namespace) -> "tuple[Model, Origin]":
@@ -116,6 +141,8 @@ def _writer(name: str):  # noqa: ANN202 (a function of each format's file)
         from raydino.export.to_timm import write
     elif name == "hf":
         from raydino.export.to_hf import write
+    elif name == "mlflow":
+        from raydino.export.to_mlflow import write
     elif name == "onnx":
         from raydino.export.to_onnx import write
     else:
@@ -148,7 +175,7 @@ def _verify(
     from raydino.export.card import card
     from raydino.export.verify import compare, require_same, sizes
 
-    comparisons = compare(model, folder, loading, [_batch(model, pixels, size) for size in sizes(model)])
+    comparisons = compare(model, folder, loading, [_batch(pixels, size) for size in sizes(model)])
     binding = comparisons if loading.any_size else comparisons[:1]
     for each in comparisons:
         print(f"largest difference at {each}{'' if each in binding else ' (another rule for positions: not claimed)'}")
@@ -156,14 +183,14 @@ def _verify(
     (folder / README).write_text(card(model, origin, loading, binding, images=f"{len(pixels)} {images}"))
 
 
-def _batch(model: "Model", pixels: "list[np.ndarray]", size: tuple[int, int]) -> "Tensor":
-    """Images as evaluations see them, normalised: float [B, C, H, W]."""
+def _batch(pixels: "list[np.ndarray]", size: tuple[int, int]) -> "Tensor":
+    """Images as evaluations see them: uint8 [B, C, H, W]."""
     import numpy as np
     import torch
 
     from raydino.evals.evaluation import centre_crop
 
-    return model.normalisation(torch.from_numpy(np.stack([centre_crop(image, size) for image in pixels])))
+    return torch.from_numpy(np.stack([centre_crop(image, size) for image in pixels]))
 
 
 def _images(options: argparse.Namespace, model: "Model") -> "tuple[list[np.ndarray], str]":
