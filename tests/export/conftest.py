@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 
 from raydino.export.model import Model, frozen
@@ -34,8 +33,3 @@ def a_model(kind: str, **changes: Any) -> Model:
         )  # a ResNet has no last norm
     normalisation = Normalisation(mean=(0.4,), std=(0.2,))
     return frozen(f"{kind}@7", backbone, config, size=size, normalisation=normalisation, step=7)
-
-
-@pytest.fixture
-def model(request: pytest.FixtureRequest) -> Model:
-    return a_model(request.param)

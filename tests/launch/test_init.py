@@ -36,6 +36,7 @@ def a_recipe(tmp_path: Path, **changes: Any) -> Recipe:
     fields = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2, "registers": 3, "layer_scale": 1e-5}
     head = {"prototypes": 32, "hidden": 16, "bottleneck": 8}
     sizes = {"method.global_crops.size": 32, "method.local_crops.size": 16, "method.head": head}
+    sizes |= {"data.normalisation": {"mean": (0.4,), "std": (0.2,)}}
     backbone = {f"backbone.{name}": value for name, value in fields.items()}
     return Recipe().override({**backbone, **sizes, "init.weights": f"{tmp_path}/weights", **changes})
 
@@ -89,6 +90,8 @@ def test_settled__refuses_another_network_and_says_which_flags_fit(tmp_path: Pat
         settled(a_recipe(tmp_path, **{"backbone.heads": 4, "backbone.position_resampling": "offset"}))
     assert "backbone.heads = 4, backbone.position_resampling = offset: init.weights" in str(error.value)
     assert "give --backbone.heads 2 --backbone.position-resampling antialias" in str(error.value)
+    with pytest.raises(ConfigError, match=r"trained with another; give --data\.normalisation\.mean 0\.4 --data"):
+        settled(a_recipe(tmp_path, **{"data.normalisation": {"mean": (0.5,)}}))
     with pytest.raises(ConfigError, match="there is no such file or folder"):
         settled(a_recipe(tmp_path, **{"init.weights": "nowhere"}))
 
@@ -114,6 +117,7 @@ def test_run__begins_from_a_run_and_holds_its_backbone(
     fields = (
         *("--backbone.name", "vit_small_patch16_224", "--backbone.registers", "3", "--backbone.layer-scale", "1e-5"),
         *("--init.weights", str(tmp_path / "weights")),
+        *("--data.normalisation.mean", "0.4", "--data.normalisation.std", "0.2"),
     )
     asked = (*fields, "--init.frozen-steps", "3", "--name", "goes-on", "--steps", "6", "--cadence.checkpoint", "3")
     done = subprocess.run(

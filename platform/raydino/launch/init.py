@@ -25,7 +25,7 @@ def settled(recipe: Recipe) -> Recipe:
     """The recipe with the digest of its initial weights, which are opened unless it has one; any other as it is.
 
     Raises:
-        ConfigError: there are no such weights, or they are of another network than `backbone`.
+        ConfigError: there are no such weights, or they are of another network or normalisation than the recipe.
     """
     if not recipe.init.weights or recipe.init.digest:
         return recipe
@@ -70,4 +70,11 @@ def _opened(recipe: Recipe) -> "Model":
         flags = " ".join(f"--backbone.{name.replace('_', '-')} {getattr(model.config, name)}" for name in other)
         unlike = ", ".join(f"backbone.{name} = {getattr(recipe.backbone, name)}" for name in other)
         raise ConfigError(f"{unlike}: init.weights = {recipe.init.weights!r} are of another network; give {flags}")
+    if (theirs := model.normalisation) != (own := recipe.data.normalisation):
+        flags = " ".join(
+            f"--data.normalisation.{name} {' '.join(map(str, getattr(theirs, name)))}" for name in ("mean", "std")
+        )
+        raise ConfigError(
+            f"data.normalisation = {own.dump()}: init.weights = {recipe.init.weights!r} were trained with another; give {flags}"
+        )
     return model
