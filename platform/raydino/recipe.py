@@ -15,7 +15,7 @@ from raydino.data.config import DataConfig
 from raydino.evals.config import EvaluationConfig, KNNConfig
 from raydino.methods.config import DINOv2Config, MethodConfig
 from raydino.nn.config import BackboneConfig
-from raydino.train.config import Cadence, Guards, OptimConfig
+from raydino.train.config import Cadence, Guards, InitConfig, OptimConfig
 from raydino.views import Positive, Views, height_width
 
 NOT_IN_FINGERPRINT = frozenset({"name", "cadence", "guards"})
@@ -38,6 +38,8 @@ class Recipe(Config):
     """Images."""
     backbone: BackboneConfig = BackboneConfig()
     """Network."""
+    init: InitConfig = InitConfig()
+    """Initial weights."""
     method: MethodConfig = DINOv2Config()
     """Method."""
     optim: OptimConfig = OptimConfig()
@@ -100,6 +102,7 @@ class Recipe(Config):
             )
         lengths = {
             "optim.warmup": self.optim.warmup,
+            "init.frozen_steps": self.init.frozen_steps,
             **{f"method.{name}": length for name, length in self.method.lengths().items()},
         }
         for name, length in lengths.items():

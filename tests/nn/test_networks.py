@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from raydino.config import ConfigError
-from raydino.nn.backbone import swiglu_hidden
-from raydino.nn.config import BackboneConfig, HeadConfig
+from raydino.nn.config import BackboneConfig, HeadConfig, swiglu_hidden
 from raydino.nn.ema import update_teacher
 
 TINY = BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, width=32, depth=2, heads=2, registers=2)
@@ -81,7 +80,7 @@ def _resampled(row: list[float], count: int) -> list[float]:
 @pytest.mark.parametrize(("rows", "columns"), [(3, 3), (6, 4), (8, 5), (13, 9)])
 def test_backbone__offset_resampling_is_cubic_convolution_by_the_published_factor(rows: int, columns: int):
     backbone = TINY.override({"position_resampling": "offset"}).build(image_size=32, drop_path=0.0)
-    found = backbone._positions(rows, columns).detach()
+    found = backbone.positions(rows, columns).detach()
     torch.testing.assert_close(found[:, 0], backbone.vit.pos_embed[:, 0])
     grid = backbone.vit.pos_embed[0, 1:, 5].view(8, 8).tolist()
     down = list(zip(*(_resampled(list(column), rows) for column in zip(*grid, strict=True)), strict=True))

@@ -217,3 +217,20 @@ def test_training_steps__the_host_asks_the_device_for_nothing_but_the_guards_ver
     with Asked() as asked:
         _ = masked[masked], float(masked.sum())
     assert asked.names == ["index", "_local_scalar_dense"]  # it sees what it has to see
+
+
+@pytest.mark.parametrize("config", [DINOConfig(), DINOv2Config()], ids=lambda config: type(config).__name__)
+def test_training_steps__a_frozen_backbone_stays_while_the_head_learns(config: MethodConfig):
+    loop = replace(make_loop(config), frozen_steps=3)
+    before = {name: value.clone() for name, value in loop.method.state_dict().items()}
+    for report in training_steps(loop, make_batches()):
+        now = loop.method.state_dict()
+        moved = {name for name, value in now.items() if not torch.equal(value, before[name])}
+        assert any(name.startswith("student.head.") for name in moved) or report.step == 0  # the rate begins at 0
+        frozen = not any(".backbone." in name for name in moved)
+        assert frozen == (report.step < 3)
+        if report.step == 3:
+            break
+    held = [parameter for parameter in loop.optimizer.state if parameter.shape == (1, 17, 32)]
+    assert len(held) == 1  # moments of the position embeddings began when the backbone did
+    assert loop.optimizer.state[held[0]]["step"] == 1

@@ -17,6 +17,7 @@ from raydino.config import ConfigError
 from raydino.launch.checks.machine import this_machine
 from raydino.launch.checks.preflight import check
 from raydino.launch.engine.trainer import Training
+from raydino.launch.init import settled
 from raydino.launch.lock import Lock, refuse_if_held, run_lock
 from raydino.launch.resume import RUN_FILE, Meant, data_change, read_run, run_meant, steps_done, write
 from raydino.launch.terminal.announce import plan_text
@@ -44,9 +45,10 @@ def run(command: Command) -> int:
     from raydino.launch.job import PROFILE_NEEDS
     from raydino.launch.summary import finished
 
-    recipe, cluster = command.recipe, command.cluster
     if command.dry_run and command.profile:
         raise ConfigError("--dry-run trains no step that --profile could look at; leave one of them out.")
+    command = replace(command, recipe=settled(command.recipe))
+    recipe, cluster = command.recipe, command.cluster
     meant = run_meant(recipe, cluster.folder, resume=command.resume == "auto", allow=command.allow_change)
     if not command.dry_run:
         if not meant.changes and (done := finished(meant.run_dir)):

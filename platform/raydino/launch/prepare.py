@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.init import keep
 from raydino.launch.job import Job
 from raydino.launch.resume import DATA, RECIPE_FILE, RUN_FILE, Change, flat, history, read_run, steps_done, write
 from raydino.launch.workers.failure import ERRORS, FAILURE
@@ -51,6 +52,7 @@ def prepare(
     for leftover in (STOP, SAVE, FAILURE, ERRORS.format("*")):  # of an attempt before: its cause may be mended
         for path in run_dir.glob(leftover):
             path.unlink()
+    keep(recipe, run_dir)
     manifest, known = inputs.collection.manifest, read_run(run_dir)
     past = history(known, changes, step=steps_done(run_dir))
     # The history first: a crash before the recipe finds the same change again, and nothing is forgotten.

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _EFFECTS = (  # the first that fits
     ("data.path", "the same images at another place: nothing changes"),
+    ("init.weights", "the same weights at another place, or others: read before the first step alone"),
+    ("init.digest", "other weights, read before the first step alone: training stays as it was"),
     ("data.max_bad", "training stays as it was"),
     ("evals", "training stays as it was; figures before and after are judged differently"),
     ("seed", "another order, other crops and masks: images of this epoch may come twice or not at all"),

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from raydino.config import ConfigError
-from raydino.nn.config import BackboneConfig
+from raydino.nn.config import BackboneConfig, swiglu_hidden
 from raydino.nn.depth import use_subsets
 from raydino.views import Size
 
@@ -86,12 +86,7 @@ def build_backbone(config: BackboneConfig, *, image_size: Size, drop_path: float
         ConfigError: the name is no timm model of a kind known here, sizes do not fit together, or masks are asked of a network
             without patches.
     """
-    family = timm.model_entrypoint(config.name).__module__.rpartition(".")[2] if timm.is_model(config.name) else ""
-    if family not in (*TRANSFORMERS, *CONVNETS):
-        raise ConfigError(
-            f"backbone.name = {config.name!r}: {f'the {family} family of timm' if family else 'no such timm model'}; give a "
-            "plain ViT such as vit_small_patch16_224 (timm.list_models('vit_*')), or for DINO a ResNet or ConvNeXt"
-        )
+    family = family_of(config.name)
     if family in CONVNETS and masked:
         raise ConfigError(
             f"backbone.name = {config.name!r} cannot be masked; set method.ibot_weight to 0, or give a ViT such as "
@@ -100,6 +95,17 @@ def build_backbone(config: BackboneConfig, *, image_size: Size, drop_path: float
     if family in CONVNETS:
         return ConvNet(config, drop_path=drop_path)
     return Transformer(config, image_size=image_size, drop_path=drop_path)
+
+
+def family_of(name: str) -> str:
+    """timm's file of the model `name`, one of TRANSFORMERS or CONVNETS. Raises ConfigError for what is of another."""
+    family = timm.model_entrypoint(name).__module__.rpartition(".")[2] if timm.is_model(name) else ""
+    if family not in (*TRANSFORMERS, *CONVNETS):
+        raise ConfigError(
+            f"backbone.name = {name!r}: {f'the {family} family of timm' if family else 'no such timm model'}; give a "
+            "plain ViT such as vit_small_patch16_224 (timm.list_models('vit_*')), or for DINO a ResNet or ConvNeXt"
+        )
+    return family
 
 
 def published(name: str, *, weights: bool) -> tuple[nn.Module, dict[str, Any], Any]:
@@ -129,7 +135,7 @@ class Transformer(Backbone):
         self.registers.requires_grad = config.registers > 0
         if config.stochastic_depth == "batch_subset" and drop_path > 0:
             use_subsets(self.vit.blocks, rate=drop_path)
-        self._resampling = config.position_resampling
+        self.resampling = config.position_resampling
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B P"] | None = None) -> BackboneOutput:
         """Tokens of `images` after the final norm; where `masks` is True the patch is replaced by the mask token."""
@@ -144,17 +150,17 @@ class Transformer(Backbone):
             grid = masks.view(*patches.shape[:3], 1)
             patches = torch.where(grid, self.mask_token.to(patches.dtype), patches)
         rows, columns = patches.shape[1:3]
-        positions = self._positions(rows, columns)  # of the cls token too, unless the model has none
-        tokens, cls = patches.flatten(1, 2), vit.cls_token.expand(len(patches), -1, -1)
+        positions = self.positions(rows, columns)  # of the cls token too, unless the model has none
+        tokens, cls = patches.flatten(1, 2), vit.cls_token.expand(patches.shape[0], -1, -1)
         if positions.shape[1] == rows * columns:
             tokens = torch.cat([cls, tokens + positions], dim=1)
         else:
             tokens = torch.cat([cls, tokens], dim=1) + positions
         if self.registers.shape[1]:
-            tokens = torch.cat([tokens[:, :1], self.registers.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+            tokens = torch.cat([tokens[:, :1], self.registers.expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
         return vit.norm_pre(tokens)
 
-    def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 T D"]:
+    def positions(self, rows: int, columns: int) -> Float[Tensor, "1 T D"]:
         """Position embeddings for a grid of patches: bicubic, in float32, the cls token's entry untouched.
 
         "antialias" samples at the exact size with antialiasing (DINOv2 with registers); "offset" gives the resampler the factor
@@ -164,7 +170,7 @@ class Transformer(Backbone):
         if (rows, columns) == tuple(own):
             return vit.pos_embed
         prefix = 0 if vit.no_embed_class else 1
-        if self._resampling == "antialias":
+        if self.resampling == "antialias":
             return resample_abs_pos_embed(
                 vit.pos_embed, new_size=[rows, columns], old_size=list(own), num_prefix_tokens=prefix
             )
@@ -295,8 +301,3 @@ def _is_plain(vit: Any) -> TypeGuard[VisionTransformer]:
         return False
     pooled_first = isinstance(vit.norm, nn.Identity) or not isinstance(vit.fc_norm, nn.Identity)
     return vit.num_prefix_tokens == 1 and not pooled_first and all(type(block) is Block for block in list(vit.blocks))
-
-
-def swiglu_hidden(width: int) -> int:
-    """Hidden width of a SwiGLU layer: two thirds of 4 * width, rounded up to a multiple of 8 (2,736 for 1,024)."""
-    return (int(4 * width * 2 / 3) + 7) // 8 * 8

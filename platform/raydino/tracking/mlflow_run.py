@@ -3,7 +3,7 @@
 The driver makes the run (`create_run`), so that a sqlite store is migrated once and by one process; the worker of rank
 0 records it (`MLflowRun`); all always name the tracking address, because the default of a Ray worker is a file in its
 own session folder that disappears. Everything that goes in as text is redacted first. Importing mlflow takes seconds,
-so it happens inside functions, behind `_mlflow`, which sets the client's environment before.
+so it happens inside functions, behind `mlflow_module`, which sets the client's environment before.
 Considered instead: ray's setup_mlflow and MLflowLoggerCallback (need the server up at start, block for minutes in an
 outage).
 """
@@ -204,7 +204,8 @@ class _MLflowTracker:
             self._client.set_terminated(self.run_id, status=status)
 
 
-def _mlflow() -> "ModuleType":
+def mlflow_module() -> "ModuleType":
+    """mlflow, with the client's environment set before it is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -216,7 +217,7 @@ def _mlflow() -> "ModuleType":
 
 def client_of(tracking_uri: str) -> "MlflowClient":
     """A client of a store; the folder of one in SQLite is made."""
-    mlflow = _mlflow()
+    mlflow = mlflow_module()
     if tracking_uri.startswith(_SQLITE):
         Path(tracking_uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     return mlflow.MlflowClient(tracking_uri=tracking_uri)

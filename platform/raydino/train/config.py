@@ -1,8 +1,8 @@
 """Settings of the optimiser, of what happens how often, and of what is done when something goes wrong."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydino.config import Config, Length
 from raydino.schedule import Schedule, cosine
@@ -31,6 +31,23 @@ class OptimConfig(Config):
     """Learning-rate factor per block below the last (DINOv2 short: 0.9)."""
     patch_embed_lr: Annotated[float, Field(gt=0)] = 1.0
     """Learning-rate factor of the patch embedding (DINOv2: 0.2)."""
+
+
+class InitConfig(Config):
+    """Where the backbones of student and teacher begin; heads always begin afresh."""
+
+    weights: Annotated[str, Field(pattern=r"^[^\x00]*$")] = ""
+    """Weights to go on from, as evaluate.py names a model (a run, timm:NAME, a folder of export.py); empty for random ones."""
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """sha256 of those weights; filled in when the run starts, or given to insist on them."""
+    frozen_steps: Length = 0
+    """Steps (int) or share of the run (float) at the start in which the backbone stays as loaded while the fresh head learns."""
+
+    @model_validator(mode="after")
+    def _only_with_weights(self) -> Self:
+        if not self.weights and (self.digest or self.frozen_steps):
+            raise ValueError("digest and frozen_steps are about weights; give weights too")
+        return self
 
 
 class Cadence(Config):

@@ -122,6 +122,12 @@ def clip_gradients(
     return norms
 
 
+def drop_backbone_gradients(student: Network) -> None:
+    """Forget the backbone's gradients, so that the optimiser neither moves nor decays it nor keeps moments for it."""
+    for parameter in student.backbone.parameters():
+        parameter.grad = None
+
+
 def drop_last_layer_gradients(student: nn.Module) -> None:
     """Forget the prototypes' gradients, so that the optimiser neither moves them nor keeps moments for them (DINO)."""
     for name, parameter in student.named_parameters():

@@ -27,7 +27,13 @@ from raydino.tracking.run import (
 )
 from raydino.train.config import OptimConfig
 from raydino.train.guard import Guard, Skip, running_statistics
-from raydino.train.optim import clip_gradients, drop_last_layer_gradients, learning_rate, set_schedules
+from raydino.train.optim import (
+    clip_gradients,
+    drop_backbone_gradients,
+    drop_last_layer_gradients,
+    learning_rate,
+    set_schedules,
+)
 from raydino.train.parallel import autocast, without_sync
 from raydino.train.profiling.parts import INPUT, OPTIMISER, WAITING, span
 from raydino.train.stopwatch import Stopwatch
@@ -78,6 +84,8 @@ class Loop:
     precision: Literal["bf16", "fp32"] = "fp32"
     accumulate: int = 1
     """Micro-batches per step and rank."""
+    frozen_steps: int = 0
+    """Steps at the start in which the backbone is not trained."""
     guard: Guard = field(default_factory=Guard)
     """Whether a step may change anything."""
 
@@ -131,6 +139,8 @@ def train_step(loop: Loop, batch: Batch) -> Outcome:
         norms = clip_gradients(method.student, loop.optim.clip, per=method.settings.clip)
     if frozen and rule == "no_gradient":  # after clipping, as published
         drop_last_layer_gradients(method.student)
+    if step < loop.frozen_steps:
+        drop_backbone_gradients(method.student)
     grad_norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
     total = torch.stack(list(losses.values())).sum()
     skipped = loop.guard.judge(total, grad_norm, ids=batch.ids, step=step)

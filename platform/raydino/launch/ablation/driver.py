@@ -13,6 +13,7 @@ from raydino.config import ConfigError
 from raydino.launch.ablation.config import AblationConfig
 from raydino.launch.ablation.table import Outcome, Row, as_csv, as_json, markdown, rows
 from raydino.launch.ablation.variants import FULL, LeftOut, Variant, applied, chosen
+from raydino.launch.init import settled
 from raydino.launch.lock import Lock, run_lock
 from raydino.launch.resume import flat, write
 from raydino.launch.sweep.driver import SAVING, from_command_line
@@ -55,7 +56,8 @@ def run(command: Command, *, trials: Run = run_trials) -> int:
     assert isinstance(command.more, AblationConfig)
     if command.allow_change:
         raise ConfigError("--allow-change: runs of an ablation must not change on the way; give another --name.")
-    recipe, cluster, plan = command.recipe, command.cluster, planned(command.recipe, command.more)
+    recipe, cluster = settled(command.recipe), command.cluster
+    plan = planned(recipe, command.more)
     say(plan_text(plan))
     if command.dry_run:
         from raydino.launch.checks.facts import probe_speed  # torch comes with it, so only now

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.init import settled
 from raydino.launch.sweep.config import TRIALS, SweepConfig, default_space
 from raydino.launch.sweep.space import Space, check_space, label, read_space, written
 from raydino.launch.terminal.command import Command
@@ -60,7 +61,7 @@ def checked(command: Command) -> Sweep:
     """Recipe, space, images and machine, checked. Raises ConfigError."""
     config = command.more
     assert isinstance(config, SweepConfig)
-    recipe, cluster = command.recipe, command.cluster
+    recipe, cluster = settled(command.recipe), command.cluster
     space = read_space(Path(config.space)) if config.space else default_space(recipe)
     check_space(space, recipe)
     if config.scheduler == "pbt":

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import ray
@@ -26,6 +27,7 @@ from raydino.data.phases import Phases
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.owners import Owners
+from raydino.launch.init import begin_from
 from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.job import Job
 from raydino.launch.workers import audit, failure
@@ -90,7 +92,8 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     checkpoint = choose(job, device)
     start = 0 if checkpoint is None else step_of(checkpoint)
     with closing(_stream(job, inputs, claim, start=start)) as stream:  # first: it needs seconds for its first batch
-        loop = build_loop(recipe, job.cluster, device)
+        begin = job.run_dir if recipe.init.weights and checkpoint is None else None
+        loop = build_loop(recipe, job.cluster, device, begin)
         keeper = Keeper(job, loop, claim)
         progress.done = keeper.restore(checkpoint)
         _train_on(stream, job, inputs, loop, progress, keeper)
@@ -186,8 +189,9 @@ def _stream(job: Job, inputs: Inputs, claim: Owners | None, *, start: int) -> Ph
     )
 
 
-def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> Loop:
-    """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed."""
+def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device, begin: Path | None = None) -> Loop:
+    """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed, the backbones from
+    the initial weights in the run's folder `begin` where one is given."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what autocast leaves in float32
@@ -195,6 +199,8 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps)
+    if begin is not None:
+        begin_from(method, begin, recipe)
     precision = cluster.precision_on(native_bf16=native_bf16(device))
     attention = cluster.attention_on(on_cpu=device.type == "cpu", precision=precision, tokens=recipe.tokens)
     use_attention(method, fused=attention == "fused")
@@ -217,6 +223,7 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device) -> 
         precision=precision,
         accumulate=cluster.accumulate_on(collectives.world_size(), recipe.global_batch),
         guard=Guard(recipe.guards),
+        frozen_steps=in_steps(recipe.init.frozen_steps, recipe.steps),
     )
 
 
