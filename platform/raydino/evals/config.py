@@ -1,6 +1,6 @@
 """Settings of the evaluations that run while training."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -36,3 +36,80 @@ class KNNConfig(EvaluationConfig):
         from raydino.evals.knn import KNN
 
         return KNN(self)
+
+
+class KNNGridConfig(KNNConfig):
+    """Weighted k-NN for several k, and with few images a class (DINO, section 4.1; dinov2/eval/knn.py)."""
+
+    ks: tuple[Positive, ...] = (10, 20, 100, 200)
+    """Neighbours that vote, besides `k`."""
+    shots: tuple[Positive, ...] = ()
+    """Images a class of few-shot banks; none without."""
+    tries: Positive = 3
+    """Few-shot banks of each size, drawn by key; their mean is told."""
+    bank: Positive = 2_000_000
+    """Most training images to compare with, chosen by key; the default takes all of ImageNet."""
+    queries: Positive = 1_000_000
+    """Most evaluation images to classify, chosen by key."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.knn import KNNGrid
+
+        return KNNGrid(self)
+
+
+class LinearConfig(EvaluationConfig):
+    """A grid of linear heads trained in one pass (DINOv2, appendix B.3)."""
+
+    blocks: tuple[Positive, ...] = (1, 4)
+    """Last blocks whose cls tokens a head sees."""
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (
+        1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1,
+    )  # fmt: skip
+    """For 256 images a batch; scaled with it."""
+    epochs: Positive = 10
+    """Passes over the training images; published: 10 of 1,250 steps of 1,024 images."""
+    least_steps: Positive = 1250
+    """Steps at least, as ten passes over a few thousand images teach a head nothing; the published length of one epoch."""
+    batch: Positive = 128
+    """Images of a step; published: 128 on each of 8 GPUs."""
+    choose: Literal["held_back", "test"] = "held_back"
+    """Where the best head is chosen: on training images held back, or on the test images as published, which is optimistic."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training images that is held back to choose on."""
+    bank: Positive = 2_000_000
+    """Most training images, chosen by key."""
+    queries: Positive = 1_000_000
+    """Most test images, chosen by key."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.linear import Linear
+
+        return Linear(self)
+
+
+class LogisticConfig(EvaluationConfig):
+    """L2 logistic regression with the strength chosen on held-back training images (DINOv2, appendix B.3)."""
+
+    strengths: Positive = 45
+    """Values of C, at equal distances of its logarithm."""
+    exponents: tuple[float, float] = (-6.0, 5.0)
+    """log10 of the least and the largest C."""
+    iterations: Positive = 1000
+    """Of L-BFGS at most."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-12
+    """Largest entry of the gradient at which a fit is done."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training images that C is chosen on."""
+    bank: Positive = 2_000_000
+    """Most training images, chosen by key."""
+    queries: Positive = 1_000_000
+    """Most test images, chosen by key."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.logistic import Logistic
+
+        return Logistic(self)

@@ -93,10 +93,21 @@ class ImageSet:
         """This set, or `count` of its images chosen by (seed, "evals")."""
         if count >= len(self):
             return self
-        chosen = np.sort(keyed.generator(seed, "evals").permutation(len(self))[:count])
+        return self.part(np.sort(keyed.generator(seed, "evals").permutation(len(self))[:count]))
+
+    def part(self, positions: np.ndarray) -> "ImageSet":
+        """The images at `positions` (int64, in that order) as a set of their own, in the same memory."""
         subset = object.__new__(ImageSet)
-        subset.labels, subset._pixels, subset._places = self.labels[chosen], self._pixels, self._places[chosen]
+        subset.labels, subset._pixels, subset._places = self.labels[positions], self._pixels, self._places[positions]
         return subset
+
+    def within(self, other: "ImageSet") -> np.ndarray | None:
+        """Positions in `other` of the images of this set, int64 [N]; None if they are not all in it, or not ascending there."""
+        if self._pixels is not other._pixels:
+            return None
+        found = np.searchsorted(other._places, self._places)
+        inside = found < len(other._places)
+        return found if inside.all() and (other._places[found] == self._places).all() else None
 
     def chunks(self, positions: np.ndarray, *, batch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Images at `positions` of this set, `batch` at a time: uint8 [B, C, H, W] and the positions that were
@@ -233,6 +244,14 @@ class Evaluation(ABC):
     """A judgement on an encoder: names and numbers. The caller adds the prefix and logs; all ranks must call it
     together.
     """
+
+    blocks: int = 1
+    """Last blocks of which it wants features of the labelled images (see `features.shared_features`)."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """The protocol in words, for logs and tables."""
 
     @abstractmethod
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
