@@ -43,7 +43,7 @@ def test_open_teacher__newest_teacher_sees_what_evaluations_see(small_images: Pa
 
 
 def test_open_teacher__says_what_a_folder_lacks(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"no recipe\.yaml in it"):
+    with pytest.raises(ConfigError, match=r"no recipe\.yaml in it; give the folder of a run"):
         open_teacher(str(tmp_path))
     (tmp_path / "recipe.yaml").write_text(Recipe().to_yaml())
     with pytest.raises(ConfigError, match="no checkpoint has been committed yet"):

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from raydino.config import ConfigError
-from raydino.nn.backbone import swiglu_hidden
-from raydino.nn.config import BackboneConfig, HeadConfig
+from raydino.nn.config import BackboneConfig, HeadConfig, swiglu_hidden
 from raydino.nn.ema import update_teacher
 
 TINY = BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, width=32, depth=2, heads=2, registers=2)

@@ -141,17 +141,6 @@ def from_encoder(
     return Descriptor(name, kind, seen[1], size, digest, prepare, encode, channels)
 
 
-def weights_digest(network: "nn.Module") -> str:
-    """sha256 over names, types, shapes and values of all weights and buffers, in the order of their names; hexadecimal."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def embed(
     collection: Collection,
     descriptor: Descriptor,
@@ -241,6 +230,7 @@ def _torchscript(rest: str, device: str) -> Descriptor:
 
 def _timm(rest: str, device: str) -> Descriptor:
     from raydino.nn.backbone import published
+    from raydino.nn.weights import weights_digest
 
     model, _, file = rest.partition("@")
     name = f"timm:{model}" + (f"@{Path(file).name}" if file else "")

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from raydino.config import ConfigError
-from raydino.nn.config import BackboneConfig
+from raydino.nn.config import BackboneConfig, swiglu_hidden
 from raydino.nn.depth import use_subsets
 from raydino.views import Size
 
@@ -86,12 +86,7 @@ def build_backbone(config: BackboneConfig, *, image_size: Size, drop_path: float
         ConfigError: the name is no timm model of a kind known here, sizes do not fit together, or masks are asked of a network
             without patches.
     """
-    family = timm.model_entrypoint(config.name).__module__.rpartition(".")[2] if timm.is_model(config.name) else ""
-    if family not in (*TRANSFORMERS, *CONVNETS):
-        raise ConfigError(
-            f"backbone.name = {config.name!r}: {f'the {family} family of timm' if family else 'no such timm model'}; give a "
-            "plain ViT such as vit_small_patch16_224 (timm.list_models('vit_*')), or for DINO a ResNet or ConvNeXt"
-        )
+    family = family_of(config.name)
     if family in CONVNETS and masked:
         raise ConfigError(
             f"backbone.name = {config.name!r} cannot be masked; set method.ibot_weight to 0, or give a ViT such as "
@@ -100,6 +95,17 @@ def build_backbone(config: BackboneConfig, *, image_size: Size, drop_path: float
     if family in CONVNETS:
         return ConvNet(config, drop_path=drop_path)
     return Transformer(config, image_size=image_size, drop_path=drop_path)
+
+
+def family_of(name: str) -> str:
+    """timm's file of the model `name`, one of TRANSFORMERS or CONVNETS. Raises ConfigError for what is of another."""
+    family = timm.model_entrypoint(name).__module__.rpartition(".")[2] if timm.is_model(name) else ""
+    if family not in (*TRANSFORMERS, *CONVNETS):
+        raise ConfigError(
+            f"backbone.name = {name!r}: {f'the {family} family of timm' if family else 'no such timm model'}; give a "
+            "plain ViT such as vit_small_patch16_224 (timm.list_models('vit_*')), or for DINO a ResNet or ConvNeXt"
+        )
+    return family
 
 
 def published(name: str, *, weights: bool) -> tuple[nn.Module, dict[str, Any], Any]:
@@ -295,8 +301,3 @@ def _is_plain(vit: Any) -> TypeGuard[VisionTransformer]:
         return False
     pooled_first = isinstance(vit.norm, nn.Identity) or not isinstance(vit.fc_norm, nn.Identity)
     return vit.num_prefix_tokens == 1 and not pooled_first and all(type(block) is Block for block in list(vit.blocks))
-
-
-def swiglu_hidden(width: int) -> int:
-    """Hidden width of a SwiGLU layer: two thirds of 4 * width, rounded up to a multiple of 8 (2,736 for 1,024)."""
-    return (int(4 * width * 2 / 3) + 7) // 8 * 8

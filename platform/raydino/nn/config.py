@@ -72,3 +72,8 @@ class HeadConfig(Config):
         from raydino.nn.heads import Head
 
         return Head(self, width)
+
+
+def swiglu_hidden(width: int) -> int:
+    """Hidden width of a SwiGLU layer: two thirds of 4 * width, rounded up to a multiple of 8 (2,736 for 1,024)."""
+    return (int(4 * width * 2 / 3) + 7) // 8 * 8
