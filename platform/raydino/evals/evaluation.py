@@ -224,6 +224,10 @@ class Labelled:
     """
     seed: int = 0
     """Seed of every keyed choice among these images."""
+    train: Collection | None = None
+    """All rows of the training split with their further columns, for evaluations that learn from those; None for none."""
+    test: Collection | None = None
+    """The same of the split that is judged; None where the caller has classification alone in mind."""
 
     @property
     def description(self) -> str:
@@ -252,6 +256,14 @@ class Evaluation(ABC):
     @abstractmethod
     def protocol(self) -> str:
         """The protocol in words, for logs and tables."""
+
+    def unfit(self, labelled: Labelled) -> str | None:
+        """Why these images do not suit the evaluation, in a few words; None if they do."""
+        return None if labelled.classes else "no labels"
+
+    def images(self, labelled: Labelled) -> str:
+        """Which images it looks at, and how they are prepared, in words; after `run` also how many could not be decoded."""
+        return labelled.description
 
     @abstractmethod
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:

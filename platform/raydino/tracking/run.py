@@ -47,6 +47,10 @@ TRAIN_ACCURACY = "train/accuracy"  # supervised: share of global crops classifie
 UNIFORMITY = "health/uniformity"
 KNN_TOP1 = "knn/top1"
 KNN_TOP5 = "knn/top5"
+LINEAR_TOP1 = "linear/top1"
+LINEAR_TOP5 = "linear/top5"
+LOGISTIC_TOP1 = "logistic/top1"
+LOGISTIC_TOP5 = "logistic/top5"
 PIXELS_TOP1 = "pixels/top1"  # the same k-NN on raw pixels, once at step 0
 
 SWEEP_BEST = "sweep/best"  # the objective of the best configuration, mean over its seeds
