@@ -113,3 +113,92 @@ class LogisticConfig(EvaluationConfig):
         from raydino.evals.logistic import Logistic
 
         return Logistic(self)
+
+
+class SegmentationConfig(EvaluationConfig):
+    """Semantic segmentation from frozen patch tokens (DINOv2, section 7.4)."""
+
+    column: str = "mask"
+    """Column of the maps, images of one channel whose numbers are the classes."""
+    ignore: tuple[int, ...] = (255,)
+    """Numbers that mean no class; CamVid: [11]."""
+    side: Positive = 512
+    """Shorter side of an image, pixels; brought to whole patches."""
+    train_images: Positive = 1000
+    """Most training images, chosen by key: their tokens are kept in memory."""
+    test_images: Positive = 5000
+    """Most images to judge, chosen by key."""
+    steps: Positive = 1000
+    """Steps of a head; published: 40,000 of 16 augmented crops."""
+    batch: Positive = 8
+    """Images of a step."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of AdamW, after a warm-up of a tenth; cosine to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight decay."""
+    k: Positive = 30
+    """Nearest patches that vote in k-NN segmentation."""
+    knn_bank: Positive = 20_000
+    """Most training patches to compare with, chosen by key."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Temperature of those votes."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.segmentation import Segmentation
+
+        return Segmentation(self)
+
+
+class RetrievalConfig(EvaluationConfig):
+    """Mean average precision of nearest neighbours by cosine (DINO, section 4.2.1; DINOv2, section 7.3)."""
+
+    metres: Annotated[float, Field(gt=0)] = 0.25
+    """By pose: cameras nearer than this show the same place."""
+    degrees: Annotated[float, Field(gt=0)] = 20.0
+    """By pose: and differ in direction by less."""
+    bank: Positive = 1_000_000
+    """Most images of the database, chosen by key, where labels tell what belongs together."""
+    queries: Positive = 10_000
+    """Most queries, chosen by key, there."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.retrieval import Retrieval
+
+        return Retrieval(self)
+
+
+class DepthConfig(EvaluationConfig):
+    """Depth from frozen patch tokens by a linear layer (DINOv2, section 7.4)."""
+
+    column: str = "depth"
+    """Column of the maps, images of one channel."""
+    per_metre: Annotated[float, Field(gt=0)] = 1000.0
+    """What their numbers count; millimetres."""
+    least: Annotated[float, Field(gt=0)] = 1e-3
+    """Metres of the first bin, below which there is no reading (NYU Depth)."""
+    most: Annotated[float, Field(gt=0)] = 10.0
+    """Metres of the last bin, above which there is no reading (NYU Depth)."""
+    bins: Annotated[int, Field(ge=2)] = 256
+    """Bins of depth."""
+    side: Positive = 480
+    """Shorter side of an image, pixels; brought to whole patches."""
+    train_images: Positive = 1000
+    """Most training images, chosen by key: their tokens are kept in memory."""
+    test_images: Positive = 5000
+    """Most images to judge, chosen by key."""
+    steps: Positive = 1000
+    """Steps of a head; published: 38,400 of 16 augmented images."""
+    batch: Positive = 8
+    """Images of a step."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of AdamW, after a warm-up of a tenth; cosine to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Weight decay."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.depth import Depth
+
+        return Depth(self)

@@ -187,11 +187,11 @@ def centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
     scale = max(high / image.shape[0], wide / image.shape[1])
     new = (max(wide, round(image.shape[1] * scale)), max(high, round(image.shape[0] * scale)))
     top, left = (new[1] - rows) // 2, (new[0] - columns) // 2
-    resized = _resized(image, new)
-    return np.ascontiguousarray(resized[top : top + rows, left : left + columns].transpose(2, 0, 1))
+    large = resized(image, new)
+    return np.ascontiguousarray(large[top : top + rows, left : left + columns].transpose(2, 0, 1))
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """To `size` (width, height). Pillow knows images of 3 channels and of 1."""
     if image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

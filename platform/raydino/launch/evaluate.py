@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError, read_yaml, read_yaml_file
-from raydino.evals.config import EvaluationConfig, KNNGridConfig, LinearConfig, LogisticConfig
+from raydino.evals.config import (
+    DepthConfig,
+    EvaluationConfig,
+    KNNGridConfig,
+    LinearConfig,
+    LogisticConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+)
 from raydino.launch.terminal.command import fail, say, version
 
 if TYPE_CHECKING:
@@ -27,6 +35,9 @@ EVALS: Mapping[str, EvaluationConfig] = {
     "knn": KNNGridConfig(),
     "linear": LinearConfig(),
     "logistic": LogisticConfig(),
+    "retrieval": RetrievalConfig(),
+    "segmentation": SegmentationConfig(),
+    "depth": DepthConfig(),
 }
 """What can be asked for by name, with its defaults."""
 PIXELS = "pixels"
