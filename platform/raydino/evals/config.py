@@ -202,3 +202,106 @@ class DepthConfig(EvaluationConfig):
         from raydino.evals.depth import Depth
 
         return Depth(self)
+
+
+class CopiesConfig(EvaluationConfig):
+    """Copy detection by cls and GeM-pooled patches (DINO, section 4.2.2)."""
+
+    column: str = "group"
+    """Column whose value copies of one image share."""
+    side: Positive = 320
+    """Side to which an image is stretched, pixels; brought to whole patches."""
+    power: Annotated[float, Field(gt=0)] = 4.0
+    """p of the generalised mean."""
+    images: Positive = 10_000
+    """Most images, chosen by key: all pairs are compared."""
+    whitening: Annotated[int, Field(ge=0)] = 20_000
+    """Most images of the training split to learn the whitening from, chosen by key; 0 for none."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.copies import Copies
+
+        return Copies(self)
+
+
+class VideoConfig(EvaluationConfig):
+    """Video object segmentation by mask propagation (DINO, section 4.2.2)."""
+
+    column: str = "mask"
+    """Column of the masks: 0 the background, every other number an object."""
+    order: str = "frame"
+    """Column of the frames' numbers."""
+    side: Positive = 480
+    """Shorter side of a frame, pixels; brought to whole patches."""
+    queue: Positive = 7
+    """Frames before that labels are taken from, besides the first."""
+    radius: Positive = 12
+    """Rows and columns of patches within which labels are looked for."""
+    top: Positive = 5
+    """Most similar patches that are taken."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature of their weights."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.video import Video
+
+        return Video(self)
+
+
+class DiscoveryConfig(EvaluationConfig):
+    """Foregrounds by attention and by the first principal component (DINO, section 4.2.2; DINOv2, section 7.6)."""
+
+    column: str = "mask"
+    """Column of the masks; what is above 0 is the object."""
+    side: Positive = 480
+    """Shorter side of an image, pixels; brought to whole patches."""
+    images: Positive = 1000
+    """Most images, chosen by key."""
+    mass: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the attention that a mask holds."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.discovery import Discovery
+
+        return Discovery(self)
+
+
+class SpectrumConfig(EvaluationConfig):
+    """Label-free figures of the features: RankMe, spread, uniformity, alignment."""
+
+    queries: Positive = 2000
+    """Most images, chosen by key; RankMe needs more than the features have dimensions."""
+    bank: Positive = 1
+    """Images of the training split; none is looked at."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Share of the sides that the crop for the alignment keeps."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.spectrum import Spectrum
+
+        return Spectrum(self)
+
+
+class RobustnessConfig(KNNConfig):
+    """Consistency over crops and scales, and how much is left when tiles are shuffled or detail is gone."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Share of the sides that a corner crop keeps."""
+    scale: Annotated[float, Field(gt=0)] = 1.5
+    """Times the size at which images are seen again."""
+    tiles: Annotated[int, Field(ge=2)] = 4
+    """Tiles of a side that are put in another order."""
+    factor: Annotated[int, Field(ge=2)] = 4
+    """By which images are shrunk and enlarged again."""
+    queries: Positive = 2000
+    """Most evaluation images, chosen by key."""
+
+    def build(self) -> "Evaluation":
+        """The evaluation."""
+        from raydino.evals.robustness import Robustness
+
+        return Robustness(self)

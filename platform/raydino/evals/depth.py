@@ -55,8 +55,8 @@ class Depth(Evaluation):
         return (
             f"batch norm and a linear layer to {c.bins} equal bins of {c.least:g} to {c.most:g} m on frozen patch and cls tokens "
             f"of the last block, and of four (4layers), scale-invariant loss, AdamW lr {c.lr:g}, "
-            f"weight decay {c.weight_decay:g}, {c.steps} steps of {c.batch} whole images without augmentation; RMSE in metres and "
-            "share within 1.25 times, all pixels with a reading, mean over images"
+            f"weight decay {c.weight_decay:g}, {c.steps} steps of {c.batch} whole images without augmentation; RMSE (metres) "
+            "and share within 1.25 times, all pixels with a reading, mean over images"
         )
 
     def unfit(self, labelled: Labelled) -> str | None:

@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError, read_yaml, read_yaml_file
 from raydino.evals.config import (
+    CopiesConfig,
     DepthConfig,
+    DiscoveryConfig,
     EvaluationConfig,
     KNNGridConfig,
     LinearConfig,
     LogisticConfig,
     RetrievalConfig,
+    RobustnessConfig,
     SegmentationConfig,
+    SpectrumConfig,
+    VideoConfig,
 )
 from raydino.launch.terminal.command import fail, say, version
 
@@ -38,6 +43,11 @@ EVALS: Mapping[str, EvaluationConfig] = {
     "retrieval": RetrievalConfig(),
     "segmentation": SegmentationConfig(),
     "depth": DepthConfig(),
+    "copies": CopiesConfig(),
+    "video": VideoConfig(),
+    "discovery": DiscoveryConfig(),
+    "spectrum": SpectrumConfig(),
+    "robustness": RobustnessConfig(),
 }
 """What can be asked for by name, with its defaults."""
 PIXELS = "pixels"
