@@ -13,10 +13,23 @@ from raydino.evals.config import KNNGridConfig, LinearConfig
 from raydino.launch import evaluate as command
 from raydino.launch.evaluate import EVALS, configured, main
 from raydino.launch.results import JSON_FILE, TABLE_FILE, Result, load, save, table
+from raydino.launch.subjects import open_images, opened
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import client_of, create_run
 from raydino.tracking.opening import Opening
-from raydino.tracking.run import LINEAR_TOP1, LOGISTIC_TOP1, evaluation_metric
+from raydino.tracking.run import (
+    ALIGNMENT,
+    COPIES_MICRO_AP,
+    DEPTH_RMSE,
+    DISCOVERY_JACCARD,
+    LINEAR_TOP1,
+    LOGISTIC_TOP1,
+    RETRIEVAL_MAP,
+    SEGMENTATION_MIOU,
+    TOP1_SHUFFLED,
+    VIDEO_JF,
+    evaluation_metric,
+)
 from raydino.train.checkpoint import Checkpoint
 from raydino.train.checkpoint import save as save_checkpoint
 
@@ -105,7 +118,12 @@ def test_evals__every_one_builds_and_says_its_protocol() -> None:
     for name, config in EVALS.items():
         evaluation = config.build()
         assert len(evaluation.protocol) > 40, name
-    assert evaluation_metric("linear", "top1") == LINEAR_TOP1 and evaluation_metric("logistic", "top1") == LOGISTIC_TOP1
+
+
+def test_metric_names__are_of_evaluations_that_there_are() -> None:
+    later = (LINEAR_TOP1, LOGISTIC_TOP1, RETRIEVAL_MAP, SEGMENTATION_MIOU, DEPTH_RMSE, COPIES_MICRO_AP, VIDEO_JF)
+    assert {name.partition("/")[0] for name in (*later, DISCOVERY_JACCARD, ALIGNMENT, TOP1_SHUFFLED)} <= set(EVALS)
+    assert evaluation_metric("linear", "top1") == LINEAR_TOP1
 
 
 def result(model: str, evaluation: str, value: float) -> Result:
@@ -135,8 +153,8 @@ def test_evaluate__two_ranks_find_what_one_finds(
 
     def found(rank: int) -> list[dict[str, float]]:
         asked = command._asked(command._parser("").parse_args(words))
-        [model] = command.opened(asked, torch.device("cpu"))
-        labelled = command._open_data(asked, str(small_images), model)
+        [model] = opened(asked, torch.device("cpu"))
+        labelled = open_images(asked, str(small_images), model)
         evaluations = {name: config.build() for name, config in asked.configs.items()}
         results = command.evaluate(model, evaluations, labelled, data="small", device=torch.device("cpu"))
         return [r.metrics for r in results]

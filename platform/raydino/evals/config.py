@@ -274,8 +274,6 @@ class SpectrumConfig(EvaluationConfig):
 
     queries: Positive = 2000
     """Most images, chosen by key; RankMe needs more than the features have dimensions."""
-    bank: Positive = 1
-    """Images of the training split; none is looked at."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Share of the sides that the crop for the alignment keeps."""
 

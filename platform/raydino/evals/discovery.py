@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class Discovery(Evaluation):
-    """Unsupervised foregrounds; returns `pca_jaccard`, `pca_corloc` and, with attention, `attention_best_head`, `attention_mean`."""
+    """Unsupervised foregrounds; returns `pca_jaccard`, `pca_corloc` and, with attention,
+    `attention_best_head` and `attention_mean`."""
 
     def __init__(self, config: DiscoveryConfig) -> None:
         """An evaluation by `config`."""
@@ -37,7 +38,7 @@ class Discovery(Evaluation):
         """The protocol in words."""
         c = self.config
         return (
-            f"shorter side {c.side}; attention of the last block's cls token, {c.mass:.0%} of its mass, head by head, the best head "
+            f"shorter side {c.side}; attention of the last block's cls token, {c.mass:.0%} of its mass, head by head, the best "
             "CHOSEN ON THESE IMAGES as published; first principal component of all patches, foreground the side with less of the "
             f"border; Jaccard with what is above 0 in column {c.column!r}, mean over images; CorLoc at an IoU of 0.5"
         )
@@ -131,8 +132,9 @@ def iou(guess: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"]) -> float
 
 def largest(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """The largest part whose pixels touch at their sides."""
-    numbers, count = components(mask)
-    return numbers == 1 + np.bincount(numbers[numbers > 0] - 1).argmax() if count else mask
+    numbers = np.empty(mask.shape, dtype=np.int32)
+    components(mask, output=numbers)
+    return numbers == 1 + np.bincount(numbers[mask] - 1).argmax() if mask.any() else mask
 
 
 def box(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:

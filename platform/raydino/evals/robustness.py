@@ -45,8 +45,8 @@ class Robustness(Evaluation):
         c = self.config
         return (
             f"cls features of {c.queries:,} queries: mean cosine with the 4 corner crops of {c.share:.0%} of the sides, and with "
-            f"{c.scale:g} times the size; weighted {c.k}-NN of queries whose {c.tiles} × {c.tiles} tiles are in another order, or "
-            f"which are shrunk by {c.factor} and enlarged, against an intact bank"
+            f"{c.scale:g} times the size; weighted {c.k}-NN of queries whose {c.tiles} × {c.tiles} tiles are in another order, "
+            f"or which are shrunk by {c.factor} and enlarged, against an intact bank"
         )
 
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:

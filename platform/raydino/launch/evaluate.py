@@ -8,11 +8,10 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydino.config import ConfigError, read_yaml, read_yaml_file
+from raydino.config import ConfigError, read_yaml
 from raydino.evals.config import (
     CopiesConfig,
     DepthConfig,
@@ -27,6 +26,7 @@ from raydino.evals.config import (
     SpectrumConfig,
     VideoConfig,
 )
+from raydino.launch.subjects import Asked, name_of, open_images, opened, run_folder, suited
 from raydino.launch.terminal.command import fail, say, version
 
 if TYPE_CHECKING:
@@ -50,24 +50,6 @@ EVALS: Mapping[str, EvaluationConfig] = {
     "robustness": RobustnessConfig(),
 }
 """What can be asked for by name, with its defaults."""
-PIXELS = "pixels"
-"""Names the images themselves as a model."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a command line asks for, checked as far as it can be without opening anything."""
-
-    models: tuple[str, ...]
-    configs: dict[str, EvaluationConfig]
-    data: tuple[str, ...]
-    out: str | None
-    size: int | None
-    seed: int
-    holdout: float
-    split: str | None
-    eval_split: str | None
-    tracked: bool
 
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
@@ -159,17 +141,17 @@ def _workers() -> "Iterator[tuple[int, torch.device]]":
 
 
 def _carry_out(asked: Asked, *, rank: int, device: "torch.device") -> None:
-    from raydino.launch.results import save, table
+    from raydino.launch.results import save, table, track
 
     models = opened(asked, device)
     evaluations = {name: config.build() for name, config in asked.configs.items()}
-    pictures = {model.name: [_open_data(asked, path, model) for path in asked.data] for model in models}
+    pictures = {model.name: [open_images(asked, path, model) for path in asked.data] for model in models}
     pairs = suited(evaluations, dict(zip(asked.data, pictures[models[0].name], strict=True)))
     results: list[Result] = []
     for model in models:
         for index, path in enumerate(asked.data):
             wanted = {name: evaluations[name] for name in pairs[path]}
-            found = evaluate(model, wanted, pictures[model.name][index], data=_name_of(path), device=device)
+            found = evaluate(model, wanted, pictures[model.name][index], data=name_of(path), device=device)
             results += found
             if rank == 0:
                 for result in found:
@@ -180,7 +162,9 @@ def _carry_out(asked: Asked, *, rank: int, device: "torch.device") -> None:
         say(f"\n{table(results)}\n{folder}")
         if asked.tracked:
             for spec, model in zip(asked.models, models, strict=True):
-                _track(spec, model, [result for result in results if result.model == model.name], folder)
+                track(
+                    run_folder(spec), model.step, [result for result in results if result.model == model.name], folder
+                )
 
 
 def evaluate(
@@ -224,128 +208,13 @@ def evaluate(
     return results
 
 
-def opened(asked: Asked, device: "torch.device") -> "list[Model]":
-    """The models, with crops of the size asked for. Raises ConfigError where one cannot be opened or two have one name."""
-    from raydino.launch.model import open_model
-
-    known = {spec: open_model(spec, device=device) for spec in asked.models if spec != PIXELS}
-    like = next(iter(known.values()), None)
-    models = [known[spec] if spec != PIXELS else _pixels(like, device) for spec in asked.models]
-    if asked.size is not None:
-        models = [replace(model, size=asked.size) for model in models]
-    if len({model.name for model in models}) < len(models):
-        names = ", ".join(model.name for model in models)
-        raise ConfigError(f"model: {names}: two have one name, and their results could not be told apart; give one.")
-    return models
-
-
-def _pixels(like: "Model | None", device: "torch.device") -> "Model":
-    """The images themselves, seen as `like` sees them; without it as 224 pixels in patches of 16."""
-    from raydino.export.model import frozen
-    from raydino.nn.config import BackboneConfig
-    from raydino.nn.layers import Pixels
-    from raydino.views import Normalisation
-
-    config = BackboneConfig() if like is None else like.config
-    backbone = Pixels(channels=config.channels, patch_size=config.patch_size).to(device)
-    size, normalise = (224, Normalisation()) if like is None else (like.size, like.normalisation)
-    return frozen(PIXELS, backbone, config, size=size, normalisation=normalise)
-
-
-def _open_data(asked: Asked, path: str, model: "Model") -> "Labelled":
-    """The images at `path` as `model` sees them. Raises ConfigError or ShardError."""
-    import numpy as np
-
-    from raydino.evals.evaluation import EVAL_SPLITS, ImageSet, Labelled, labelled_sets
-    from raydino.shards.reader import open_collection
-
-    whole = open_collection(path if "://" in path else str(Path(path).expanduser().resolve()))
-    splits = whole.manifest.splits
-    if asked.split is not None and asked.split not in splits:
-        raise ConfigError(f"split = {asked.split!r}: {path} has {', '.join(splits)}; give one of them.")
-    train = asked.split or ("train" if "train" in splits else splits[0])
-    most = [(getattr(c, "bank", 0), getattr(c, "queries", 0)) for c in asked.configs.values()]
-    sight = {"size": model.size, "channels": model.config.channels}
-    labelled = labelled_sets(
-        whole,
-        train_split=train,
-        eval_split=asked.eval_split,
-        holdout=asked.holdout,
-        seed=asked.seed,
-        bank=max((bank for bank, _ in most), default=0),
-        queries=max((queries for _, queries in most), default=0),
-        normalisation=model.normalisation,
-        **sight,
-    )
-    if labelled is None:
-        none = np.empty(0, dtype=np.int64)
-        empty = ImageSet(whole, none, none, **sight)
-        labelled = Labelled(empty, empty, (), normalisation=model.normalisation, seed=asked.seed)
-    judged = asked.eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train), None)
-    if judged is None:  # one split: all of it is judged by those that learn from nothing
-        return replace(labelled, train=None, test=whole.part(train))
-    return replace(labelled, train=whole.part(train), test=whole.part(judged))
-
-
-def suited(evaluations: "Mapping[str, Evaluation]", data: "Mapping[str, Labelled]") -> dict[str, list[str]]:
-    """Names of the evaluations that each folder of images suits. Raises ConfigError for an evaluation that none suits."""
-    reasons = {name: {path: e.unfit(labelled) for path, labelled in data.items()} for name, e in evaluations.items()}
-    for name, found in reasons.items():
-        if all(reason is not None for reason in found.values()):
-            why = "; ".join(f"{_name_of(path)}: {reason}" for path, reason in found.items())
-            raise ConfigError(
-                f"evals = {name!r}: no --data suits it ({why}); give images that have it, or leave it out."
-            )
-    return {path: [name for name in evaluations if reasons[name][path] is None] for path in data}
-
-
-def _name_of(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2] or path
-
-
 def _folder_of(spec: str, model: "Model") -> Path:
-    run = _run_folder(spec)
+    run = run_folder(spec)
     return (
         Path("runs", "evaluations", model.name.replace(":", "-").replace("/", "-"))
         if run is None
         else run / "evaluations"
     )
-
-
-def _run_folder(spec: str) -> Path | None:
-    """The folder of the run that a spec names a step of; None for a model of another kind."""
-    for folder in (Path(spec), Path(spec.rpartition("@")[0])):
-        if str(folder) != "." and (folder / "recipe.yaml").is_file():
-            return folder
-    return None
-
-
-def _track(spec: str, model: "Model", results: "Sequence[Result]", folder: Path) -> None:
-    """Add the figures to the model's own run in MLflow, if it has one; an outage is told and no more."""
-    from raydino.launch.cluster import ClusterConfig
-    from raydino.launch.results import TABLE_FILE
-    from raydino.launch.resume import read_run
-    from raydino.tracking.mlflow_run import add_to_run
-    from raydino.tracking.opening import TrackerUnavailable
-    from raydino.tracking.outbox import recorded_run
-    from raydino.tracking.run import evaluation_metric
-
-    run = _run_folder(spec)
-    if run is None or (run_id := recorded_run(run) or read_run(run).get("mlflow_run_id")) is None:
-        return
-    cluster = ClusterConfig().override(read_yaml_file(run / "cluster.yaml"))
-    address = cluster.tracking_uri or f"sqlite:///{(run.resolve().parent / 'mlflow.db').as_posix()}"
-    metrics = {
-        evaluation_metric(f"{result.evaluation}-{result.data}", name): value
-        for result in results
-        for name, value in result.metrics.items()
-    }
-    try:
-        add_to_run(
-            tracking_uri=address, run_id=run_id, metrics=metrics, step=model.step or 0, files=[folder / TABLE_FILE]
-        )
-    except TrackerUnavailable as error:
-        say(f"warning  {error}")
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raydino.config import ConfigError
+from raydino.config import ConfigError, read_yaml_file
+from raydino.launch.terminal.command import say
 
 JSON_FILE, TABLE_FILE = "evaluation.json", "evaluation.md"
 
@@ -80,6 +81,30 @@ def table(results: Sequence[Result]) -> str:
             f"- **{result.evaluation}** on {result.data}: {result.protocol}. Images: {result.images} ({digest})."
         )
     return "\n".join(lines) + "\n"
+
+
+def track(run: Path | None, step: int | None, results: Sequence[Result], folder: Path) -> None:
+    """Add the figures to the run in MLflow of a run's folder, if it has one; an outage is told and no more."""
+    from raydino.launch.cluster import ClusterConfig
+    from raydino.launch.resume import read_run
+    from raydino.tracking.mlflow_run import add_to_run
+    from raydino.tracking.opening import TrackerUnavailable
+    from raydino.tracking.outbox import recorded_run
+    from raydino.tracking.run import evaluation_metric
+
+    if run is None or (run_id := recorded_run(run) or read_run(run).get("mlflow_run_id")) is None:
+        return
+    cluster = ClusterConfig().override(read_yaml_file(run / "cluster.yaml"))
+    address = cluster.tracking_uri or f"sqlite:///{(run.resolve().parent / 'mlflow.db').as_posix()}"
+    metrics = {
+        evaluation_metric(f"{result.evaluation}-{result.data}", name): value
+        for result in results
+        for name, value in result.metrics.items()
+    }
+    try:
+        add_to_run(tracking_uri=address, run_id=run_id, metrics=metrics, step=step or 0, files=[folder / TABLE_FILE])
+    except TrackerUnavailable as error:
+        say(f"warning  {error}")
 
 
 def _first(results: Iterable[Result], key: Callable[[Result], tuple]) -> list[Result]:

@@ -51,6 +51,16 @@ LINEAR_TOP1 = "linear/top1"
 LINEAR_TOP5 = "linear/top5"
 LOGISTIC_TOP1 = "logistic/top1"
 LOGISTIC_TOP5 = "logistic/top5"
+RETRIEVAL_MAP = "retrieval/map"
+SEGMENTATION_MIOU = "segmentation/miou"  # of the linear head on the last block
+SEGMENTATION_KNN = "segmentation/miou_knn"  # without training
+DEPTH_RMSE = "depth/rmse"  # metres
+DEPTH_DELTA1 = "depth/delta1"  # share of pixels within 1.25 times
+COPIES_MICRO_AP = "copies/micro_ap"
+VIDEO_JF = "video/jf"
+DISCOVERY_JACCARD = "discovery/pca_jaccard"
+ALIGNMENT = "spectrum/alignment"
+TOP1_SHUFFLED = "robustness/top1_shuffled"  # k-NN of images whose tiles are in another order
 PIXELS_TOP1 = "pixels/top1"  # the same k-NN on raw pixels, once at step 0
 
 SWEEP_BEST = "sweep/best"  # the objective of the best configuration, mean over its seeds
