@@ -326,6 +326,8 @@ def labelled_sets(
         normalisation=normalisation,
         keep=keep,
         seed=seed,
+        train=train,
+        test=None if keep is not None else judged[0],
     )
 
 
