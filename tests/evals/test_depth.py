@@ -52,7 +52,7 @@ def rooms(colours: Any, rows_of: Any, as_png: Any) -> Any:
 
 def test_run__brightness_is_read_as_depth(rooms: Any, small_vit: Any) -> None:
     found = Depth(SMALL).run(small_vit(), rooms)
-    truths = [view.depth for view in Depth(SMALL).views(small_vit(), rooms, rooms.test, 100)]
+    truths = [view.depth for view in Depth(SMALL).views(small_vit(), rooms, rooms.test, np.arange(7))]
     mean = np.mean([t[t > 0].mean() for t in truths])
     constant = np.mean([errors(np.full_like(t, mean), t)[0] for t in truths])
     assert found["rmse"] < 0.6 * constant and found["delta1"] > 0.6

@@ -14,6 +14,7 @@ from raydino.evals.config import SegmentationConfig
 from raydino.evals.dense import decode_map, encode_each, enlarged, grids, whole_image
 from raydino.evals.segmentation import (
     Segmentation,
+    added,
     class_shares,
     confusion,
     dense_loss,
@@ -124,7 +125,7 @@ def test_grids__are_the_patches_row_by_row_and_a_broken_image_is_none(small_vit:
 def test_run__colours_are_segmented_and_ignored_numbers_do_not_count(scenes: Any, small_vit: Any) -> None:
     found = Segmentation(SMALL.override({"ignore": [3]})).run(small_vit(), scenes)
     assert found["miou"] > 0.8 and found["miou_4layers"] > 0.8 and found["miou_knn"] > 0.8
-    with pytest.raises(ValueError, match="have one class"):
+    with pytest.raises(ValueError, match="nothing can be told apart"):
         Segmentation(SMALL.override({"ignore": [1, 2, 3]})).run(small_vit(), scenes)
 
 
@@ -159,3 +160,22 @@ def test_run__two_ranks_find_what_one_finds(
 def test_enlarged__is_linear_between_the_middles_of_patches() -> None:
     grid = torch.tensor([[[0.0], [8.0]]])
     torch.testing.assert_close(enlarged(grid, (1, 8))[0, :, 0], torch.tensor([0.0, 0, 1, 3, 5, 7, 8, 8]))
+
+
+def test_run__parts_of_the_test_images_change_nothing_and_a_class_of_theirs_alone_counts(
+    scenes: Any, small_vit: Any, monkeypatch: Any, as_png: Any
+) -> None:
+    evaluation = Segmentation(SMALL)
+    whole = evaluation.run(small_vit(), scenes)
+    monkeypatch.setattr("raydino.evals.dense.PART", 2)
+    assert evaluation.run(small_vit(), scenes) == pytest.approx(whole)
+    scenes.test._columns["mask"][0] = {"bytes": as_png(np.full((48, 64), 9, dtype=np.uint8)), "path": ""}
+    assert evaluation.run(small_vit(), scenes)["miou"] < whole["miou"] - 0.1  # class 9 has an IoU of 0
+    assert added(np.ones((2, 2)), np.eye(3)).tolist() == [[2, 1, 0], [1, 2, 0], [0, 0, 1]]
+
+
+def test_run__tokens_that_do_not_fit_are_refused_with_a_remedy(scenes: Any, small_vit: Any, monkeypatch: Any) -> None:
+    memory = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr("raydino.evals.dense.psutil.virtual_memory", lambda: memory)
+    with pytest.raises(ValueError, match="16 images take .* lower train_images or side"):
+        Segmentation(SMALL).run(small_vit(), scenes)

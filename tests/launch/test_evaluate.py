@@ -91,6 +91,7 @@ def test_main__a_run_its_untrained_self_and_pixels_in_one_table_and_in_mlflow(
         (["--set", "knn.neighbours=3"], "there is no field 'neighbours'"),
         (["--model", "nowhere"], "model = 'nowhere'"),
         (["--data", "nowhere"], "nowhere"),
+        (["--data", "a/images", "--data", "b/images"], "two folders have one name"),
         (["--split", "dev"], "split = 'dev'"),
         (["--evals", "segmentation"], "evals = 'segmentation': no --data suits it"),
     ],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -28,6 +29,7 @@ from raydino.views import Normalisation
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+PART = 64
 MAP_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
@@ -45,6 +47,11 @@ def lacking(labelled: Labelled, *columns: str, train: bool) -> str | None:
 def chosen(count: int, most: int, *, seed: int) -> Int[np.ndarray, " M"]:
     """At most `most` of `count` rows, ascending, by (seed, "dense")."""
     return np.sort(keyed.generator(seed, "dense").permutation(count)[:most])
+
+
+def in_parts(rows: Int[np.ndarray, " M"]) -> list[Int[np.ndarray, " P"]]:
+    """Rows in parts of PART at most, so that no more than a part's tokens are in memory at once."""
+    return [rows[start : start + PART] for start in range(0, len(rows), PART)]
 
 
 def rows_with(
@@ -163,6 +170,34 @@ def grids(
         size = (0, 0) if image is None else (image.shape[-2] // patch, image.shape[-1] // patch)
         found.append(None if rows is None else rows.view(*size, -1))
     return found
+
+
+def check_room(
+    encoder: Backbone,
+    images: Sequence[UInt8[Tensor, "C H W"] | None],
+    *,
+    blocks: Sequence[int],
+    normalise: Normalisation,
+    cls: bool = False,
+) -> None:
+    """Refuse images whose tokens, kept as `grids` gives them, are more than the encoder's device has room for.
+
+    Raises ValueError saying how much, and what to lower.
+    """
+    real = [image for image in images if image is not None]
+    if not real:
+        return
+    [one] = grids(encoder, real[:1], blocks=blocks, normalise=normalise, cls=cls)
+    assert one is not None
+    patches = sum(image.shape[-2] * image.shape[-1] for image in real) / (real[0].shape[-2] * real[0].shape[-1])
+    need = 2 * 4 * one.numel() * patches  # float32, and once more while ranks exchange them
+    device = one.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if need > free:
+        raise ValueError(
+            f"the tokens of {len(real):,} images take {need / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; lower "
+            "train_images or side"
+        )
 
 
 def enlarged(grid: Float[Tensor, "h w F"], size: tuple[int, int]) -> Float[Tensor, "H W F"]:

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 
 from raydino import collectives
 from raydino.evals.config import DepthConfig
-from raydino.evals.dense import chosen, decode_map, enlarged, grids, lacking, rows_with, whole_image
+from raydino.evals.dense import (
+    check_room,
+    chosen,
+    decode_map,
+    enlarged,
+    grids,
+    in_parts,
+    lacking,
+    rows_with,
+    whole_image,
+)
 from raydino.evals.evaluation import Evaluation, Labelled
 from raydino.evals.segmentation import orders, sampled, seeded_head, warm_cosine
 from raydino.nn.layers import patch_size, spaced_blocks
@@ -71,43 +81,61 @@ class Depth(Evaluation):
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
         """Learn from the training split's depth, judge on the other's. Raises ValueError where there is none."""
         assert labelled.train is not None and labelled.test is not None, "see unfit"
-        train = self.views(encoder, labelled, labelled.train, self.config.train_images)
-        test = self.views(encoder, labelled, labelled.test, self.config.test_images)
+        rows = chosen(len(labelled.train), self.config.train_images, seed=labelled.seed)
+        train = self.views(encoder, labelled, labelled.train, rows, kept=True)
+        if not train:
+            raise ValueError(self._none(len(rows)))
         deep = train[0].tokens.shape[2]
+        widths = {"": deep // len(spaced_blocks(encoder)), "_4layers": deep}
+        heads = {name: self.train_head(train, used=used, seed=labelled.seed) for name, used in widths.items()}
+        sums = torch.zeros(len(heads), 3, dtype=torch.float64, device=train[0].tokens.device)
+        rows = chosen(len(labelled.test), self.config.test_images, seed=labelled.seed)
+        for part in in_parts(rows):
+            views = self.views(encoder, labelled, labelled.test, part)
+            for place, (name, head) in enumerate(heads.items()):
+                sums[place] += self._judge(
+                    views[collectives.rank() :: collectives.world_size()], head, widths[name]
+                ).to(sums)
         found: dict[str, float] = {}
-        for name, used in {"": deep // len(spaced_blocks(encoder)), "_4layers": deep}.items():
-            head = self.train_head(train, used=used, seed=labelled.seed)
-            sums = torch.zeros(3, dtype=torch.float64, device=train[0].tokens.device)
-            with torch.inference_mode():
-                for view in test[collectives.rank() :: collectives.world_size()]:
-                    guess = enlarged(self.predicted(head, view.tokens[..., -used:])[..., None], view.depth.shape)[
-                        ..., 0
-                    ]
-                    sums += torch.tensor([*errors(guess.cpu().numpy(), view.depth), 1.0], dtype=torch.float64).to(sums)
-            rmse, delta1, count = collectives.all_sum(sums).tolist()
+        for name, (rmse, delta1, count) in zip(heads, collectives.all_sum(sums).tolist(), strict=True):
+            if not count:
+                raise ValueError(self._none(len(rows)))
             found |= {f"rmse{name}": rmse / count, f"delta1{name}": delta1 / count}
         return found
 
-    def views(self, encoder: "Backbone", labelled: Labelled, part: "Collection", most: int) -> list[View]:
-        """At most `most` images with a reading. Raises ValueError if there are none, or a map cannot be decoded."""
-        config, patch = self.config, patch_size(encoder)
+    def _judge(self, views: list[View], head: nn.Module, used: int) -> Float[Tensor, "3"]:
+        """Sums over the views of RMSE and δ1, and their number."""
+        sums = torch.zeros(3, dtype=torch.float64)
+        with torch.inference_mode():
+            for view in views:
+                size = (view.depth.shape[0], view.depth.shape[1])
+                guess = enlarged(self.predicted(head, view.tokens[..., -used:])[..., None], size)[..., 0]
+                sums += torch.tensor([*errors(guess.cpu().numpy(), view.depth), 1.0], dtype=torch.float64)
+        return sums
+
+    def _none(self, count: int) -> str:
+        least, most = self.config.least, self.config.most
+        return f"none of {count} images can be decoded and has a depth of {least:g} to {most:g} m; check per_metre"
+
+    def views(
+        self, encoder: "Backbone", labelled: Labelled, part: "Collection", rows: np.ndarray, *, kept: bool = False
+    ) -> list[View]:
+        """The decodable images with a reading among `rows` of `part`. Raises ValueError for a broken map, or if they are to be
+        `kept` and there is no room for them.
+        """
+        config, patch, blocks = self.config, patch_size(encoder), spaced_blocks(encoder)
         images, depths = [], []
-        for row, values in rows_with(part, [config.column], chosen(len(part), most, seed=labelled.seed)):
+        for row, values in rows_with(part, [config.column], rows):
             images.append(whole_image(values["bytes"], side=config.side, patch=patch, channels=labelled.bank.shape[0]))
             try:
                 depth = decode_map(values[config.column]) / config.per_metre
             except ValueError as error:
                 raise ValueError(f"row {row}, column {config.column!r}: {error}") from error
             depths.append(np.where((depth > config.least) & (depth <= config.most), depth, 0).astype(np.float32))
-        blocks = spaced_blocks(encoder)
+        if kept:
+            check_room(encoder, images, blocks=blocks, normalise=labelled.normalisation, cls=True)
         tokens = grids(encoder, images, blocks=blocks, normalise=labelled.normalisation, cls=True)
-        views = [View(t, d) for t, d in zip(tokens, depths, strict=True) if t is not None and d.any()]
-        if not views:
-            raise ValueError(
-                f"none of {len(images)} images can be decoded and has a depth of {config.least:g} to {config.most:g} m; "
-                "check per_metre"
-            )
-        return views
+        return [View(t, d) for t, d in zip(tokens, depths, strict=True) if t is not None and d.any()]
 
     def train_head(self, views: list[View], *, used: int, seed: int) -> nn.Module:
         """A head on a token's last `used` features, in eval mode; on every rank the same."""

@@ -20,7 +20,17 @@ from torch.nn import functional as F
 
 from raydino import collectives, keyed
 from raydino.evals.config import SegmentationConfig
-from raydino.evals.dense import chosen, decode_map, enlarged, grids, lacking, rows_with, whole_image
+from raydino.evals.dense import (
+    check_room,
+    chosen,
+    decode_map,
+    enlarged,
+    grids,
+    in_parts,
+    lacking,
+    rows_with,
+    whole_image,
+)
 from raydino.evals.evaluation import Evaluation, Labelled
 from raydino.nn.layers import last_blocks, patch_size
 
@@ -75,41 +85,53 @@ class Segmentation(Evaluation):
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
         """Learn from the training split's maps, judge on the other's. Raises ValueError where maps do not fit."""
         assert labelled.train is not None and labelled.test is not None, "see unfit"
-        train = self.scenes(encoder, labelled, labelled.train, self.config.train_images)
-        test = self.scenes(encoder, labelled, labelled.test, self.config.test_images)
-        classes = 1 + max(int(scene.labels.max()) for scene in (*train, *test))
+        rows = chosen(len(labelled.train), self.config.train_images, seed=labelled.seed)
+        train = self.scenes(encoder, labelled, labelled.train, rows, kept=True)
+        classes = 1 + max((int(scene.labels.max()) for scene in train), default=0)
         if classes < 2:
-            raise ValueError(f"the maps in column {self.config.column!r} have one class; nothing can be told apart")
+            raise ValueError(
+                f"of {len(rows)} training maps none can be used, or all have one class; nothing can be told apart"
+            )
         deep, width = train[0].tokens.shape[2], train[0].tokens.shape[2] // len(last_blocks(encoder, 4))
-        found: dict[str, float] = {}
-        for name, used in {"": width, "_4layers": deep}.items():
-            head = self.train_head(train, used=used, classes=classes, seed=labelled.seed)
-            table = self._judge(test, classes, lambda scene, head=head, used=used: head(scene.tokens[..., -used:]))
-            found[f"miou{name}"] = miou(table)
-            if not name:
-                found["accuracy"] = float(table.diagonal().sum() / table.sum())
+        one, four = (self.train_head(train, used=used, classes=classes, seed=labelled.seed) for used in (width, deep))
         bank, labels = self.patch_bank(train, width, classes, seed=labelled.seed)
-        found["miou_knn"] = miou(
-            self._judge(test, classes, lambda scene: self.nearest(bank, labels, scene.tokens[..., -width:]))
-        )
-        return found
+        ways: dict[str, Callable[[Scene], Tensor]] = {
+            "miou": lambda scene: one(scene.tokens[..., -width:]),
+            "miou_4layers": lambda scene: four(scene.tokens),
+            "miou_knn": lambda scene: self.nearest(bank, labels, scene.tokens[..., -width:]),
+        }
+        tables = {name: np.zeros((classes, classes)) for name in ways}
+        for part in in_parts(chosen(len(labelled.test), self.config.test_images, seed=labelled.seed)):
+            scenes = self.scenes(encoder, labelled, labelled.test, part)
+            size = 1 + max(
+                (int(scene.labels.max()) for scene in scenes), default=0
+            )  # a class may be in these maps alone
+            for name, way in ways.items():
+                tables[name] = added(tables[name], self._judge(scenes, max(classes, size), way))
+        if not tables["miou"].any():
+            raise ValueError("no image to be judged can be decoded and has a pixel that counts")
+        found = {name: miou(table) for name, table in tables.items()}
+        return found | {"accuracy": float(tables["miou"].diagonal().sum() / tables["miou"].sum())}
 
-    def scenes(self, encoder: "Backbone", labelled: Labelled, part: "Collection", most: int) -> list[Scene]:
-        """At most `most` images of `part`. Raises ValueError if none can be decoded, or a map's size is not its image's."""
-        config, patch = self.config, patch_size(encoder)
+    def scenes(
+        self, encoder: "Backbone", labelled: Labelled, part: "Collection", rows: np.ndarray, *, kept: bool = False
+    ) -> list[Scene]:
+        """The decodable images among `rows` of `part`. Raises ValueError for a broken map, or if they are to be `kept` and there
+        is no room for them.
+        """
+        config, patch, blocks = self.config, patch_size(encoder), last_blocks(encoder, 4)
         images, maps = [], []
-        for row, values in rows_with(part, [config.column], chosen(len(part), most, seed=labelled.seed)):
+        for row, values in rows_with(part, [config.column], rows):
             images.append(whole_image(values["bytes"], side=config.side, patch=patch, channels=labelled.bank.shape[0]))
             try:
                 found = decode_map(values[config.column])
             except ValueError as error:
                 raise ValueError(f"row {row}, column {config.column!r}: {error}") from error
             maps.append(np.where(np.isin(found, config.ignore), -1, found))
-        tokens = grids(encoder, images, blocks=last_blocks(encoder, 4), normalise=labelled.normalisation)
-        scenes = [Scene(grid, labels) for grid, labels in zip(tokens, maps, strict=True) if grid is not None]
-        if not scenes:
-            raise ValueError(f"none of {len(images)} images can be decoded")
-        return scenes
+        if kept:
+            check_room(encoder, images, blocks=blocks, normalise=labelled.normalisation)
+        tokens = grids(encoder, images, blocks=blocks, normalise=labelled.normalisation)
+        return [Scene(grid, labels) for grid, labels in zip(tokens, maps, strict=True) if grid is not None]
 
     def train_head(self, scenes: list[Scene], *, used: int, classes: int, seed: int) -> nn.Module:
         """A head on a token's last `used` features, [h, w, used] to logits [h, w, C], in eval mode; on every rank the same."""
@@ -149,6 +171,8 @@ class Segmentation(Evaluation):
 
     def _judge(self, scenes: list[Scene], classes: int, logits: Callable[[Scene], Tensor]) -> np.ndarray:
         """The confusion of all scenes, which the ranks share out."""
+        if not scenes:
+            return np.zeros((classes, classes))
         table = torch.zeros(classes, classes, dtype=torch.float64, device=scenes[0].tokens.device)
         with torch.inference_mode():
             for scene in scenes[collectives.rank() :: collectives.world_size()]:
@@ -162,6 +186,12 @@ def confusion(truth: Int[np.ndarray, "H W"], guess: Int[np.ndarray, "H W"], clas
     judged = truth >= 0
     pairs = classes * truth[judged].astype(np.int64) + guess[judged]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def added(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The sum of two confusions, of which one may know more classes."""
+    size = max(len(one), len(other))
+    return np.pad(one, (0, size - len(one))) + np.pad(other, (0, size - len(other)))
 
 
 def miou(table: np.ndarray) -> float:

@@ -88,12 +88,17 @@ def _asked(options: argparse.Namespace) -> Asked:
         raise ConfigError(f"evals = {options.evals!r}: names nothing; give some of {', '.join(EVALS)}.")
     if unknown := [name for name in names if name not in EVALS]:
         raise ConfigError(f"evals = {unknown[0]!r}: there is no such evaluation; give some of {', '.join(EVALS)}.")
+    paths = list(dict.fromkeys(options.data))
+    if len({name_of(path) for path in paths}) < len(paths):
+        raise ConfigError(
+            f"data = {', '.join(paths)}: two folders have one name, and a table would mix them; rename one."
+        )
     if options.size is not None and options.size <= 0:
         raise ConfigError(f"size = {options.size}: give pixels, such as 224.")
     return Asked(
         models=tuple(dict.fromkeys(options.model)),
         configs=configured(names, options.set),
-        data=tuple(dict.fromkeys(options.data)),
+        data=tuple(paths),
         out=options.out,
         size=options.size,
         seed=options.seed,
@@ -148,17 +153,17 @@ def _carry_out(asked: Asked, *, rank: int, device: "torch.device") -> None:
     pictures = {model.name: [open_images(asked, path, model) for path in asked.data] for model in models}
     pairs = suited(evaluations, dict(zip(asked.data, pictures[models[0].name], strict=True)))
     results: list[Result] = []
+    folder = Path(asked.out or _folder_of(asked.models[0], models[0]))
     for model in models:
         for index, path in enumerate(asked.data):
             wanted = {name: evaluations[name] for name in pairs[path]}
             found = evaluate(model, wanted, pictures[model.name][index], data=name_of(path), device=device)
             results += found
             if rank == 0:
+                save(folder, found)  # now: what comes next may take hours, or fail
                 for result in found:
                     say(f"{result.model}  {result.evaluation} on {result.data}: {_headline(result.metrics)}")
     if rank == 0:
-        folder = Path(asked.out or _folder_of(asked.models[0], models[0]))
-        save(folder, results)
         say(f"\n{table(results)}\n{folder}")
         if asked.tracked:
             for spec, model in zip(asked.models, models, strict=True):
