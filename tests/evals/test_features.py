@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from raydino.evals.evaluation import ImageSet
-from raydino.evals.features import extract
+from raydino.evals.features import extract, extract_blocks, shared_features
 from raydino.views import Normalisation
 
 NORMALISE = Normalisation()
@@ -120,3 +120,40 @@ def test_extract__two_ranks_get_all_in_order_with_equal_numbers_of_passes(
     assert {result["calls"] for result in results} == {
         4
     }  # ceil(ceil(13 / 2) / 2), for rank 1 as well, which has images for 3
+
+
+def test_shared_features__one_extraction_for_a_set_and_its_parts(colours: Any, small_vit: Any) -> None:
+    data, network, calls = colours(bank=30, queries=12), small_vit(), []
+    network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    part = data.bank.at_most(11, seed=3)
+    alone = extract_blocks(network, part, data.normalisation, device="cpu", blocks=2)
+    unordered = data.bank.part(np.array([9, 2, 4]))
+    calls.clear()
+    with shared_features(blocks=4):
+        whole = extract_blocks(network, data.bank, data.normalisation, device="cpu")
+        assert whole.cls.shape == (30, 4, 12) and calls == [30]
+        found = extract_blocks(network, part, data.normalisation, device="cpu", blocks=2)
+        features, labels = extract(network, part, data.normalisation, device="cpu")
+        assert extract(network, unordered, data.normalisation, device="cpu")[1].tolist() == [9 % 6, 2, 4]
+        assert calls == [30]  # nothing was encoded again
+        extract(network, data.queries, data.normalisation, device="cpu")
+        assert calls == [30, 12]
+    torch.testing.assert_close(found.cls[:, -2:], alone.cls)
+    torch.testing.assert_close(found.pooled, alone.pooled)
+    torch.testing.assert_close(features, alone.cls[:, -1])
+    assert labels.tolist() == found.labels.tolist() == part.labels.tolist()
+    extract(network, data.bank, data.normalisation, device="cpu")
+    assert calls == [30, 12, 30]  # nothing is kept outside
+
+
+def test_shared_features__an_undecodable_image_stays_left_out_of_parts(small_vit: Any) -> None:
+    whole = image_set(broken=(2, 9))
+    part = whole.part(np.array([1, 2, 5, 9, 10]))
+    with shared_features():
+        extract_blocks(small_vit(), whole, NORMALISE, device="cpu")
+    network = small_vit()
+    with shared_features():
+        extract_blocks(network, whole, NORMALISE, device="cpu")
+        found = extract_blocks(network, part, NORMALISE, device="cpu")
+    assert found.labels.tolist() == [10, 50, 100] and found.positions.tolist() == [0, 2, 4]
+    torch.testing.assert_close(found.cls, extract_blocks(network, part, NORMALISE, device="cpu").cls)

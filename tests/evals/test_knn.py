@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from raydino.evals.config import KNNConfig
+from raydino.evals.config import KNNConfig, KNNGridConfig
 from raydino.evals.evaluation import ImageSet, Labelled
-from raydino.evals.knn import KNN, classify, nearest, pixels_knn
+from raydino.evals.knn import KNN, KNNGrid, classify, classify_each, few_shot, nearest, pixels_knn
 
 
 def slow_votes(
@@ -169,3 +169,30 @@ def test_pixels_knn__equals_loops_over_pixels() -> None:
 
 def test_protocol__names_k_and_temperature() -> None:
     assert KNN(KNNConfig(k=10, temperature=0.1)).protocol.startswith("weighted 10-NN, temperature 0.1")
+
+
+def test_classify_each__equals_classify_for_each_k() -> None:
+    bank, labels, queries = sample()
+    bank[10:20] = bank[:10]  # equal neighbours
+    ks = (20, 1, 7, 500)
+    every = classify_each(bank, labels, queries, classes=7, ks=ks, temperature=0.07)
+    for k, votes in zip(ks, every, strict=True):
+        torch.testing.assert_close(votes, classify(bank, labels, queries, classes=7, k=k, temperature=0.07))
+    assert not torch.equal(every[1] > 0, every[2] > 0)
+
+
+def test_few_shot__takes_so_many_of_each_class_and_others_at_each_try() -> None:
+    labels = np.repeat([0, 1, 2], [50, 40, 2])
+    first, second = (few_shot(labels, shots=5, seed=1, number=number) for number in (0, 1))
+    assert np.bincount(labels[first]).tolist() == [5, 5, 2] and (np.diff(first) > 0).all()
+    assert first.tolist() != second.tolist()
+    assert first.tolist() == few_shot(labels, shots=5, seed=1, number=0).tolist()
+
+
+def test_grid__is_knn_for_each_k_and_few_shot_is_the_mean_over_banks() -> None:
+    data = labelled(bank=np.arange(40) % 5, queries=np.arange(24) % 6, classes=6)
+    found = KNNGrid(KNNGridConfig(k=3, ks=(1, 30), shots=(2,), tries=2)).run(MeanColour(), data)  # type: ignore[arg-type]
+    for k in (1, 30):
+        assert found[f"top1_k{k}"] == KNN(KNNConfig(k=k)).run(MeanColour(), data)["top1"]  # type: ignore[arg-type]
+    assert found["top1"] == found["top1_k3"] == pytest.approx(20 / 24)
+    assert found["top1_2shot"] == pytest.approx(20 / 24)  # colours tell the classes apart with two images each as well

@@ -9,6 +9,7 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
+from raydino.evals.config import KNNConfig, LinearConfig, SegmentationConfig
 from raydino.launch import inputs
 from raydino.launch.inputs import open_inputs
 from raydino.recipe import Recipe
@@ -108,3 +109,12 @@ def test_probe__takes_no_memory_for_the_rows_it_does_not_draw(tmp_path: Path):
     assert (inputs._probe(recipe, Many(), None).rows == probe.rows).all()  # type: ignore[arg-type]
     Many.row_groups = (10,)
     assert inputs._probe(recipe, Many(), None).rows.tolist() == list(range(10))  # type: ignore[arg-type]
+
+
+def test_open_inputs__evaluations_of_the_papers_are_used_by_value_and_refused_where_images_do_not_suit(tmp_path: Path):
+    write_builtin(str(tmp_path / "images"), train=60, test=20)
+    suits = Recipe(evals={"knn": KNNConfig(), "linear": LinearConfig(bank=30)}, global_batch=8)
+    opened = open_inputs(suits, str(tmp_path / "images"))
+    assert opened.labelled is not None and opened.labelled.test is not None and len(opened.labelled.test) == 20
+    with pytest.raises(ConfigError, match=r"evals\.masks: .* does not suit it \(no column 'mask'\)"):
+        open_inputs(Recipe(evals={"masks": SegmentationConfig()}, global_batch=8), str(tmp_path / "images"))

@@ -104,6 +104,16 @@ def test_collection__pickles_small_and_equal(tmp_path: Path) -> None:
     assert pickle.loads(sent).read(4).equals(collection.read(4))
 
 
+def test_column__further_columns_by_row_group_and_what_is_not_there_is_named(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([b"a", b"b", b"c"], pa.binary()), "depth": [1.5, 2.5, 3.5]})
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet", row_group_size=2)
+    opened = open_collection(str(tmp_path))
+    assert opened.columns == {"image", "depth"}
+    assert [opened.column(group, "depth").to_pylist() for group in (0, 1)] == [[1.5, 2.5], [3.5]]
+    with pytest.raises(ShardError, match="no column 'mask' in \\['depth', 'image'\\]"):
+        opened.column(0, "mask")
+
+
 def test_open_collection__unknown_split(tmp_path: Path) -> None:
     curated(tmp_path)
     with pytest.raises(ShardError, match="split = 'test': there is no such split; there are: train"):

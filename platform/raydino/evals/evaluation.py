@@ -93,10 +93,21 @@ class ImageSet:
         """This set, or `count` of its images chosen by (seed, "evals")."""
         if count >= len(self):
             return self
-        chosen = np.sort(keyed.generator(seed, "evals").permutation(len(self))[:count])
+        return self.part(np.sort(keyed.generator(seed, "evals").permutation(len(self))[:count]))
+
+    def part(self, positions: np.ndarray) -> "ImageSet":
+        """The images at `positions` (int64, in that order) as a set of their own, in the same memory."""
         subset = object.__new__(ImageSet)
-        subset.labels, subset._pixels, subset._places = self.labels[chosen], self._pixels, self._places[chosen]
+        subset.labels, subset._pixels, subset._places = self.labels[positions], self._pixels, self._places[positions]
         return subset
+
+    def within(self, other: "ImageSet") -> np.ndarray | None:
+        """Positions in `other` of the images of this set, int64 [N]; None if they are not all in it, or not ascending there."""
+        if self._pixels is not other._pixels:
+            return None
+        found = np.searchsorted(other._places, self._places)
+        inside = found < len(other._places)
+        return found if inside.all() and (other._places[found] == self._places).all() else None
 
     def chunks(self, positions: np.ndarray, *, batch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Images at `positions` of this set, `batch` at a time: uint8 [B, C, H, W] and the positions that were
@@ -176,11 +187,11 @@ def centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
     scale = max(high / image.shape[0], wide / image.shape[1])
     new = (max(wide, round(image.shape[1] * scale)), max(high, round(image.shape[0] * scale)))
     top, left = (new[1] - rows) // 2, (new[0] - columns) // 2
-    resized = _resized(image, new)
-    return np.ascontiguousarray(resized[top : top + rows, left : left + columns].transpose(2, 0, 1))
+    large = resized(image, new)
+    return np.ascontiguousarray(large[top : top + rows, left : left + columns].transpose(2, 0, 1))
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """To `size` (width, height). Pillow knows images of 3 channels and of 1."""
     if image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -213,6 +224,10 @@ class Labelled:
     """
     seed: int = 0
     """Seed of every keyed choice among these images."""
+    train: Collection | None = None
+    """All rows of the training split with their further columns, for evaluations that learn from those; None for none."""
+    test: Collection | None = None
+    """The same of the split that is judged; None where the caller has classification alone in mind."""
 
     @property
     def description(self) -> str:
@@ -233,6 +248,22 @@ class Evaluation(ABC):
     """A judgement on an encoder: names and numbers. The caller adds the prefix and logs; all ranks must call it
     together.
     """
+
+    blocks: int = 1
+    """Last blocks of which it wants features of the labelled images (see `features.shared_features`)."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """The protocol in words, for logs and tables."""
+
+    def unfit(self, labelled: Labelled) -> str | None:
+        """Why these images do not suit the evaluation, in a few words; None if they do."""
+        return None if labelled.classes else "no labels"
+
+    def images(self, labelled: Labelled) -> str:
+        """Which images it looks at, and how they are prepared, in words; after `run` also how many could not be decoded."""
+        return labelled.description
 
     @abstractmethod
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
@@ -295,6 +326,8 @@ def labelled_sets(
         normalisation=normalisation,
         keep=keep,
         seed=seed,
+        train=train,
+        test=None if keep is not None else judged[0],
     )
 
 

@@ -1,13 +1,23 @@
-"""Is the representation alive? Three label-free figures of a set of features, cheap enough for every evaluation.
+"""Is the representation alive? Label-free figures of a set of features, cheap enough for every evaluation.
 
 They answer what a falling loss cannot: whether features are collapsing to a point (feature_std to 0), to few dimensions
 (rankme to 1), or whether they spread over the sphere (uniformity, lower is better). N features, D dimensions.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from raydino.evals.config import SpectrumConfig
+from raydino.evals.distortions import zoomed
+from raydino.evals.evaluation import Evaluation, Labelled
+from raydino.evals.features import encoded, extract
+
+if TYPE_CHECKING:
+    from raydino.nn.backbone import Backbone
 
 RANKME_EPSILON = 1e-7  # Garrido et al. 2023, equation 1
 _CHUNK = 1024  # rows of the N x N distances held at once
@@ -49,9 +59,48 @@ def uniformity(features: Float[Tensor, "N D"], *, t: float = 2.0) -> float:
     return float(pairs.clamp_min(torch.finfo(pairs.dtype).tiny).log())
 
 
+def alignment(features: Float[Tensor, "N D"], views: Float[Tensor, "N D"]) -> float:
+    """Mean squared distance of the L2-normalised features of two views of the same images: 0 when they agree, 2 when they are
+    unrelated (Wang and Isola 2020). Low is good only beside a low uniformity: collapsed features are aligned as well.
+    """
+    one, other = (F.normalize(_checked(rows), dim=1) for rows in (features, views))
+    return float((one - other).square().sum(1).mean())
+
+
 def spectrum(features: Float[Tensor, "N D"]) -> dict[str, float]:
     """All three, by name: `rankme`, `feature_std`, `uniformity`."""
     return {"rankme": rankme(features), "feature_std": feature_std(features), "uniformity": uniformity(features)}
+
+
+class Spectrum(Evaluation):
+    """`rankme`, `feature_std` and `uniformity` of the queries, and `alignment` with a crop of each."""
+
+    def __init__(self, config: SpectrumConfig) -> None:
+        """An evaluation by `config`."""
+        self.config = config
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        c = self.config
+        return (
+            f"cls features of {c.queries:,} queries: RankMe, mean deviation of a dimension times √D, uniformity (t = 2), and "
+            f"alignment with the top left {c.share:.0%} of the sides, enlarged"
+        )
+
+    def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
+        """All four. Raises ValueError for fewer than 2 decodable queries."""
+        device = next(encoder.parameters()).device
+        queries = labelled.queries.at_most(self.config.queries, seed=labelled.seed)
+        features, _ = extract(encoder, queries, labelled.normalisation, device=device)
+        views, _ = encoded(
+            encoder,
+            lambda x: encoder(zoomed(x, share=self.config.share)).cls,
+            queries,
+            labelled.normalisation,
+            device=device,
+        )
+        return spectrum(features) | {"alignment": alignment(features, views)}
 
 
 def _checked(features: Tensor) -> Tensor:

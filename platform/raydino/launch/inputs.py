@@ -87,6 +87,7 @@ def open_inputs(recipe: Recipe, path: str) -> Inputs:
         channels=recipe.backbone.channels,
         normalisation=data.normalisation,
     )
+    _check_suited(recipe, labelled)
     plan = Plan(
         collection.row_groups,
         seed=recipe.seed,
@@ -117,6 +118,18 @@ def _check_channels(recipe: Recipe, collection: Collection) -> None:
             f"backbone.channels = {channels}: none of the first {FIRST_IMAGES} images of data.path = {recipe.data.path} has them "
             f"(one says: {max(found)}); give 1 for grey, 3 for RGB, or the number of bands or pages that the files have."
         )
+
+
+def _check_suited(recipe: Recipe, labelled: Labelled | None) -> None:
+    """Refuse evaluations that these images cannot be used for, before a run comes to the first of them."""
+    if labelled is None:  # then none is carried out, and the plan says so
+        return
+    for name, config in recipe.evals.items():
+        if (reason := config.build().unfit(labelled)) is not None:
+            raise ConfigError(
+                f"evals.{name}: data.path = {recipe.data.path} does not suit it ({reason}); leave it out, or use "
+                "recipes/evaluate.py with other images."
+            )
 
 
 def _kept(collection: Collection, labelled: Labelled | None) -> np.ndarray | None:

@@ -94,6 +94,23 @@ class Collection:
         labels = clean_labels(table.column("label")) if "label" in columns else pa.nulls(len(data), pa.int64())
         return pa.table([ids, data, paths, labels], schema=_READ)
 
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns, as the first file has them."""
+        return frozenset(self._columns(self.manifest.files[0]))
+
+    def column(self, group: int, name: str) -> pa.ChunkedArray:
+        """Column `name` of row group `group` as the file has it, for what only some evaluations want (masks, depth, poses).
+
+        Raises ShardError where the file has none or cannot be read.
+        """
+        file, local = self._place(group)
+        if name not in (known := self._columns(file)):
+            raise ShardError(
+                f"{self.folder}/{file.path}: no column {name!r} in {sorted(known)}; give a folder that has it."
+            )
+        return self._read_columns(file, local, [name]).column(name)
+
     def labels(self) -> np.ndarray:
         """Labels of all rows, int64 [rows], -1 where there is none. Reads nothing but the label column."""
         with ThreadPoolExecutor(OPENERS) as pool:

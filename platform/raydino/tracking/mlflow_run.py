@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -119,6 +120,24 @@ def record_files(
     except Exception as error:
         raise unavailable(uri, error, "nothing was recorded") from None
     return run
+
+
+def add_to_run(
+    *, tracking_uri: str, run_id: str, metrics: Mapping[str, float], step: int, files: Sequence[Path]
+) -> None:
+    """Add to a run that may be finished what was found out about it later; its status stays.
+
+    Raises:
+        TrackerUnavailable: If the server does not answer, refuses, or does not have the run.
+    """
+    uri = absolute_uri(tracking_uri)
+    try:
+        tracker, now = open_tracker(uri, run_id), time.time()
+        tracker.points([Point(name, value, step, now) for name, value in metrics.items()])
+        for path in files:
+            tracker.artifact(path)
+    except Exception as error:
+        raise unavailable(uri, error, f"nothing was added to run {run_id}") from None
 
 
 def unavailable(tracking_uri: str, error: Exception, what: str) -> TrackerUnavailable:

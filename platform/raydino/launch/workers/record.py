@@ -13,7 +13,7 @@ from torch import Tensor
 from raydino import collectives
 from raydino.config import in_steps
 from raydino.data.fetch import BadImage
-from raydino.evals.features import extract
+from raydino.evals.features import extract, shared_features
 from raydino.evals.knn import pixels_knn
 from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
 from raydino.evals.spectrum import spectrum
@@ -169,13 +169,14 @@ class Judge:
             self._loop.method.encoder(), lambda: recipe.method.build(recipe.backbone, steps=recipe.steps).encoder()
         )
         metrics: dict[str, float] = {}
-        if inputs.labelled is not None:
-            for name, evaluation in self._evaluations.items():
-                found = evaluation.run(encoder, inputs.labelled)
-                metrics |= {evaluation_metric(name, key): value for key, value in found.items()}
-            if done == 0 and collectives.world_size() == 1:
-                metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled, device=self._loop.device)["top1"]
-        features, _ = extract(encoder, inputs.probe, recipe.data.normalisation, device=self._loop.device)
+        with shared_features(blocks=max((e.blocks for e in self._evaluations.values()), default=1)):
+            if inputs.labelled is not None:
+                for name, evaluation in self._evaluations.items():
+                    found = evaluation.run(encoder, inputs.labelled)
+                    metrics |= {evaluation_metric(name, key): value for key, value in found.items()}
+                if done == 0 and collectives.world_size() == 1:
+                    metrics[PIXELS_TOP1] = pixels_knn(inputs.labelled, device=self._loop.device)["top1"]
+            features, _ = extract(encoder, inputs.probe, recipe.data.normalisation, device=self._loop.device)
         found = spectrum(features)
         metrics |= {RANKME: found["rankme"], EVAL_FEATURE_STD: found["feature_std"], UNIFORMITY: found["uniformity"]}
         method = self._loop.method
