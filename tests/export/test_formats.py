@@ -92,10 +92,10 @@ def test_hf__refuses_by_name_what_transformers_has_not(tmp_path: Path, kind: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["registers", "offset"])
+@pytest.mark.parametrize("kind", ["registers", "offset", "resnet"])
 def test_onnx__onnxruntime_computes_the_same_features_at_all_sizes(tmp_path: Path, kind: str):
     pytest.importorskip("onnxscript")
-    model = a_model(kind, depth=1)
+    model = a_model(kind, **({"name": "test_resnet"} if kind == "resnet" else {"depth": 1}))
     loading = to_onnx.write(model, tmp_path)
     assert max(differences(model, tmp_path, loading).values()) <= LIMIT
     import onnxruntime
