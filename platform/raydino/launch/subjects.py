@@ -118,8 +118,7 @@ def name_of(path: str) -> str:
 
 
 def run_folder(spec: str) -> Path | None:
-    """The folder of the run that a spec names a step of; None for a model of another kind."""
-    for folder in (Path(spec), Path(spec.rpartition("@")[0])):
-        if str(folder) != "." and (folder / "recipe.yaml").is_file():
-            return folder
-    return None
+    """The folder of the run that a spec names a trained step of; None for a model of another kind."""
+    from raydino.launch.model import run_folder as folder_of
+
+    return None if spec.startswith("random:") else folder_of(spec)
