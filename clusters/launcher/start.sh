@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Start Ray on a node, with token authentication: `start.sh head` and `start.sh worker HEAD_IP`. Run by `ray up`.
-# Checked: shellcheck, and that every option is one of `ray start`. Never run on a cloud's machine.
+# Checked: shellcheck; `head` run on one machine: the dashboard listens on 127.0.0.1 alone, answers 401 without the token and 200 with it.
+# `worker` never run, and neither on a cloud's machine.
 set -euo pipefail
 
 role=${1:?"usage: start.sh head | start.sh worker HEAD_IP"}
@@ -17,7 +18,7 @@ if [[ -f /mnt/raydino/mlflow.env ]]; then
   set +a
 fi
 
-ulimit -n 65536
+ulimit -n 65536 2> /dev/null || ulimit -n "$(ulimit -Hn)" # Ray holds a socket for each worker and client
 ray stop
 case $role in
   # The dashboard also takes jobs, so it answers on the head alone; `ray dashboard` tunnels to it through SSH.
