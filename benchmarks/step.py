@@ -47,8 +47,11 @@ GOAL = 2.5  # with AMX; 1.0 without
 DIFFERENT_BATCHES = 4
 
 
-def losses_by_crop(*, student_scores: Tensor, teacher_probs: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """DINO's loss with a log-softmax for every crop, as DINOv2 structures it."""
+def losses_by_crop(
+    *, student_scores: Tensor, teacher_probs: Tensor, temperature: float, global_views: int
+) -> tuple[Tensor, Tensor]:
+    """DINO's loss with a log-softmax for every crop, as DINOv2 structures it; the teacher sees the global crops alone."""
+    assert global_views == len(teacher_probs)
     views, pairs = len(teacher_probs), len(teacher_probs) * (len(student_scores) - 1)
     sums = [student_scores.new_zeros((), dtype=torch.float32) for _ in range(2)]
     for at, scores in enumerate(student_scores):
