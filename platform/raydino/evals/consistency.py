@@ -1,7 +1,7 @@
 """Does the network say the same of every crop of an image? Random crops and the cosines between their cls features.
 
-That is what self-distillation trains for, so a trained network should be above an untrained one in the gaps between images,
-and not by saying the same of everything: the crops of another image are the measure.
+That is what self-distillation trains for. An untrained network agrees as well, since it says nearly the same of everything, so a
+figure is worth something only beside how near other images are.
 Letters: V crops of an image, C H W channels and size of a crop, D width.
 """
 
