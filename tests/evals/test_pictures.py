@@ -1,6 +1,7 @@
 """Pictures are checked where their pixels are known: tiles, dark patches, colours of known features."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
+from raydino.evals.pictures import attention_maps, cls_attention, crop_sheet, patch_grids, patch_pca
 from raydino.views import Normalisation
 
 
@@ -125,3 +126,37 @@ def test_pictures__mode_is_put_back_and_no_images_is_an_error(draw: object) -> N
     with pytest.raises(ValueError, match="no images to draw"):
         draw(encoder, noise(0, 3, 32, 32), Normalisation())  # type: ignore[operator]
     assert encoder.training
+
+
+def test_cls_attention__is_a_slow_softmax_without_cls_and_registers(small_vit: Callable[..., Any]) -> None:
+    encoder, normalise, seen = small_vit(depth=2).eval(), Normalisation(), {}
+    images = [noise(3, 16, 24), noise(3, 16, 16)]
+    last = encoder.vit.blocks[-1].attn
+    hook = last.qkv.register_forward_hook(lambda _module, _input, output: seen.update(qkv=output))
+    for image, found in zip(images, cls_attention(encoder, images, normalise) or [], strict=True):
+        with torch.no_grad():
+            encoder(normalise(image[None]))
+        heads, width = last.num_heads, encoder.width // last.num_heads
+        query, key, _ = (part.view(-1, heads, width) for part in seen["qkv"][0].chunk(3, dim=-1))
+        patches = image.shape[1] * image.shape[2] // 64
+        assert len(key) == 2 + patches  # cls and one register come first
+        for head in range(heads):
+            scores = [float(query[0, head] @ key[token, head]) / width**0.5 for token in range(len(key))]
+            shares = np.exp(scores) / np.exp(scores).sum()
+            np.testing.assert_allclose(found[head], shares[2:], rtol=1e-4)
+            assert found[head].sum() == pytest.approx(1 - shares[:2].sum(), abs=1e-5) and found[head].sum() < 1
+    hook.remove()
+
+
+def test_attention_maps__none_for_a_network_without_attention() -> None:
+    encoder = Encoder()
+    encoder.attention = lambda images: None  # type: ignore[assignment]
+    assert attention_maps(encoder, noise(1, 3, 32, 32), Normalisation()) is None  # type: ignore[arg-type]
+
+
+def test_patch_grids__images_of_other_sizes_keep_their_shape() -> None:
+    images = [noise(3, 16, 40), noise(3, 48, 16)]
+    grids = patch_grids(Encoder(), images, Normalisation())  # type: ignore[arg-type]
+    assert [tuple(grid.shape) for grid in grids] == [(2, 5, 3), (6, 2, 3)]
+    expected = Normalisation()(images[0][None])[0, :, 8:16, 24:32].mean((1, 2))
+    torch.testing.assert_close(grids[0][1, 3], expected)

@@ -3,15 +3,18 @@
 On this floor because a run's weights are read by train/checkpoint.py, which exports may not import.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from raydino.config import ConfigError, read_yaml_file
 from raydino.export.model import Model, frozen, open_timm
 from raydino.export.to_safetensors import is_export, read
 from raydino.keyed import key64
-from raydino.methods.config import MethodConfig
+from raydino.methods.config import MethodConfig, SelfDistillationConfig
+from raydino.methods.method import build_centering
 from raydino.nn.config import BackboneConfig
 from raydino.nn.weights import load_strictly
 from raydino.train.checkpoint import Checkpoint, committed, load, newest, path_of, step_of
@@ -19,6 +22,7 @@ from raydino.train.verify import CheckpointError, damage
 from raydino.views import Normalisation, Size
 
 PREFIX = "teacher.backbone."  # of its weights in a checkpoint
+HEAD, CENTRE = "teacher.head.", "centering."
 SPECS = "the folder of a run (RUN or RUN@STEP), random:RUN, timm:NAME or a folder that export.py wrote as safetensors"
 
 
@@ -44,6 +48,43 @@ def open_model(spec: str, *, device: str | torch.device = "cpu", pretrained: boo
     if (folder / "recipe.yaml").is_file():
         return _of_run(folder, step, device)
     raise ConfigError(f"model = {spec!r}: {_what(folder)}; give {SPECS}.")
+
+
+def teacher_targets(spec: str, *, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor] | str:
+    """What the teacher of a run assigns to cls features [N, D]: targets [N, K], each row summing to 1.
+
+    Its head, centre and temperature are those of the checkpoint that `open_model` takes. With Sinkhorn-Knopp, targets are of
+    all N rows together. Where there is no head with prototypes, the reason in words. Raises ConfigError as `open_model`.
+    """
+    folder, step = _at_step(spec)
+    if spec.startswith(("timm:", "random:")) or is_export(Path(spec)) or not (folder / "recipe.yaml").is_file():
+        return "only the folder of a run has the head"
+    recipe = read_yaml_file(folder / "recipe.yaml")
+    known = SelfDistillationConfig.model_fields.keys() & {"head", "centering", "center_momentum", "teacher_temperature"}
+    if not known <= recipe["method"].keys():
+        return "its method has no prototypes"
+    try:
+        settings = SelfDistillationConfig().override({key: recipe["method"][key] for key in known})
+        saved = _saved(folder, step, device)
+    except CheckpointError as error:
+        raise ConfigError(f"model = {str(folder)!r}: {error}") from error
+    weights = {key.removeprefix(HEAD): value for key, value in saved.model.items() if key.startswith(HEAD)}
+    if not weights:
+        return "its checkpoint holds no head"
+    head = settings.head.build(next(iter(weights.values())).shape[1]).to(device).eval()
+    load_strictly(head, weights, origin=f"model = {str(folder)!r}")
+    centering = build_centering(
+        settings.centering, prototypes=settings.head.prototypes, momentum=settings.center_momentum
+    ).to(device)
+    centre = {key.removeprefix(CENTRE): value for key, value in saved.model.items() if key.startswith(CENTRE)}
+    load_strictly(centering, centre, origin=f"model = {str(folder)!r}")
+    temperature = settings.teacher_temperature.at(max(0, saved.step - 1), steps=int(recipe["steps"]))
+
+    def targets(features: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return centering(head(features), temperature=temperature)
+
+    return targets
 
 
 def run_folder(spec: str) -> Path | None:

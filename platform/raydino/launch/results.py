@@ -4,7 +4,7 @@ A folder of results is added to: an evaluation that is done again replaces its o
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,26 +85,42 @@ def table(results: Sequence[Result]) -> str:
 
 def track(run: Path | None, step: int | None, results: Sequence[Result], folder: Path) -> None:
     """Add the figures to the run in MLflow of a run's folder, if it has one; an outage is told and no more."""
-    from raydino.launch.cluster import ClusterConfig
-    from raydino.launch.resume import read_run
-    from raydino.tracking.mlflow_run import add_to_run
-    from raydino.tracking.opening import TrackerUnavailable
-    from raydino.tracking.outbox import recorded_run
     from raydino.tracking.run import evaluation_metric
 
-    if run is None or (run_id := recorded_run(run) or read_run(run).get("mlflow_run_id")) is None:
-        return
-    cluster = ClusterConfig().override(read_yaml_file(run / "cluster.yaml"))
-    address = cluster.tracking_uri or f"sqlite:///{(run.resolve().parent / 'mlflow.db').as_posix()}"
     metrics = {
         evaluation_metric(f"{result.evaluation}-{result.data}", name): value
         for result in results
         for name, value in result.metrics.items()
     }
+    add(run, step, metrics=metrics, files=[folder / TABLE_FILE])
+
+
+def add(
+    run: Path | None,
+    step: int | None,
+    *,
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+    pictures: Mapping[str, Path] | None = None,
+) -> bool:
+    """Add figures, files and pictures (PNGs by name) to the run in MLflow of a run's folder; whether that was done: not where it
+    has none, and an outage is told and no more."""
+    from raydino.launch.cluster import ClusterConfig
+    from raydino.launch.resume import read_run
+    from raydino.tracking.mlflow_run import add_to_run
+    from raydino.tracking.opening import TrackerUnavailable
+    from raydino.tracking.outbox import recorded_run
+
+    if run is None or (run_id := recorded_run(run) or read_run(run).get("mlflow_run_id")) is None:
+        return False
+    cluster = ClusterConfig().override(read_yaml_file(run / "cluster.yaml"))
+    address = cluster.tracking_uri or f"sqlite:///{(run.resolve().parent / 'mlflow.db').as_posix()}"
     try:
-        add_to_run(tracking_uri=address, run_id=run_id, metrics=metrics, step=step or 0, files=[folder / TABLE_FILE])
+        add_to_run(tracking_uri=address, run_id=run_id, metrics=metrics, step=step or 0, files=files, pictures=pictures)
     except TrackerUnavailable as error:
         say(f"warning  {error}")
+        return False
+    return True
 
 
 def _first(results: Iterable[Result], key: Callable[[Result], tuple]) -> list[Result]:

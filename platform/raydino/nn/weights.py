@@ -58,9 +58,9 @@ def at_size(backbone: Backbone, *, like: Backbone) -> dict[str, Tensor]:
     return weights
 
 
-def load_strictly(backbone: Backbone, weights: Mapping[str, Tensor], *, origin: str) -> None:
+def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
     """Load `weights`, all of them and no others, each of the right shape. Raises ConfigError naming `origin` and tensors."""
-    own = backbone.state_dict()
+    own = network.state_dict()
     faults = [f"{name} is missing" for name in own if name not in weights]
     faults += [f"{name} is unknown" for name in weights if name not in own]
     faults += [
@@ -73,7 +73,7 @@ def load_strictly(backbone: Backbone, weights: Mapping[str, Tensor], *, origin: 
         raise ConfigError(
             f"{origin}: weights of another network: {'; '.join(faults[:SHOWN])}{more}; name the network they are of."
         )
-    backbone.load_state_dict(dict(weights))
+    network.load_state_dict(dict(weights))
 
 
 def _channels(model: Any) -> int:

@@ -123,9 +123,15 @@ def record_files(
 
 
 def add_to_run(
-    *, tracking_uri: str, run_id: str, metrics: Mapping[str, float], step: int, files: Sequence[Path]
+    *,
+    tracking_uri: str,
+    run_id: str,
+    metrics: Mapping[str, float],
+    step: int,
+    files: Sequence[Path],
+    pictures: Mapping[str, Path] | None = None,
 ) -> None:
-    """Add to a run that may be finished what was found out about it later; its status stays.
+    """Add to a run that may be finished what was found out about it later; its status stays. `pictures` are PNGs by name.
 
     Raises:
         TrackerUnavailable: If the server does not answer, refuses, or does not have the run.
@@ -136,6 +142,8 @@ def add_to_run(
         tracker.points([Point(name, value, step, now) for name, value in metrics.items()])
         for path in files:
             tracker.artifact(path)
+        for name, path in (pictures or {}).items():
+            tracker.picture(name, path, step)
     except Exception as error:
         raise unavailable(uri, error, f"nothing was added to run {run_id}") from None
 
