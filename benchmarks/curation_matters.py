@@ -35,7 +35,8 @@ from raydino.data.batches import batches
 from raydino.data.fetch import local_windows
 from raydino.data.plan import Plan
 from raydino.evals.config import KNNConfig
-from raydino.evals.evaluation import ImageSet, Labelled
+from raydino.evals.evaluation import Labelled
+from raydino.evals.images import ImageSet
 from raydino.evals.knn import KNN, pixels_knn
 from raydino.keyed import generator, key64
 from raydino.launch.cluster import ClusterConfig

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raydino.evals.evaluation import ImageSet, Labelled
+from raydino.evals.evaluation import Labelled
+from raydino.evals.images import ImageSet
 from raydino.nn.config import BackboneConfig
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks of the gloo fixture do not find this file

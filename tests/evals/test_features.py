@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from raydino.evals.evaluation import ImageSet
 from raydino.evals.features import extract, extract_blocks, shared_features
+from raydino.evals.images import ImageSet
 from raydino.views import Normalisation
 
 NORMALISE = Normalisation()

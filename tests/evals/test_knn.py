@@ -14,7 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from raydino.evals.config import KNNConfig, KNNGridConfig
-from raydino.evals.evaluation import ImageSet, Labelled
+from raydino.evals.evaluation import Labelled
+from raydino.evals.images import ImageSet
 from raydino.evals.knn import KNN, KNNGrid, classify, classify_each, few_shot, nearest, pixels_knn
 
 

@@ -8,8 +8,8 @@ import torch
 
 from raydino.config import ConfigError
 from raydino.curation.embed import embed, open_descriptor
-from raydino.evals.evaluation import ImageSet
 from raydino.evals.features import extract
+from raydino.evals.images import ImageSet
 from raydino.launch.teacher import open_teacher
 from raydino.methods.config import DINOConfig
 from raydino.recipe import Recipe

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from raydino import collectives, keyed
 from raydino.data.decode import FORMATS, Undecodable, decode, header
-from raydino.evals.evaluation import Labelled, resized
+from raydino.evals.evaluation import Labelled
 from raydino.evals.features import frozen
+from raydino.evals.images import resized
 from raydino.nn.backbone import Backbone, BackboneOutput
 from raydino.nn.layers import layers, patch_size
 from raydino.shards.reader import Collection

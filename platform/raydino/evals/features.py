@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from raydino import collectives
-from raydino.evals.evaluation import ImageSet
+from raydino.evals.images import ImageSet
 from raydino.nn.backbone import Backbone
 from raydino.nn.layers import last_blocks, layers
 from raydino.views import Normalisation

@@ -19,8 +19,9 @@ from raydino import collectives
 from raydino.data.decode import Undecodable, decode
 from raydino.evals.config import RetrievalConfig
 from raydino.evals.dense import encode_each, rows_with
-from raydino.evals.evaluation import Evaluation, Labelled, centre_crop
+from raydino.evals.evaluation import Evaluation, Labelled
 from raydino.evals.features import extract
+from raydino.evals.images import centre_crop
 from raydino.evals.ranking import Judged, average_precision, ranked, revisited
 
 if TYPE_CHECKING:

@@ -188,7 +188,7 @@ def _batch(pixels: "list[np.ndarray]", size: tuple[int, int]) -> "Tensor":
     import numpy as np
     import torch
 
-    from raydino.evals.evaluation import centre_crop
+    from raydino.evals.images import centre_crop
 
     return torch.from_numpy(np.stack([centre_crop(image, size) for image in pixels]))
 

@@ -12,7 +12,8 @@ import numpy as np
 from raydino.config import ConfigError
 from raydino.data.decode import Undecodable, decode
 from raydino.data.plan import Plan
-from raydino.evals.evaluation import ImageSet, Labelled, labelled_sets
+from raydino.evals.evaluation import Labelled, labelled_sets
+from raydino.evals.images import ImageSet
 from raydino.keyed import generator
 from raydino.launch.curation_report import write_curated_builtin
 from raydino.recipe import Recipe

@@ -69,7 +69,8 @@ def open_images(asked: Asked, path: str, model: "Model") -> "Labelled":
     """The images at `path` as `model` sees them. Raises ConfigError or ShardError."""
     import numpy as np
 
-    from raydino.evals.evaluation import EVAL_SPLITS, ImageSet, Labelled, labelled_sets
+    from raydino.evals.evaluation import EVAL_SPLITS, Labelled, labelled_sets
+    from raydino.evals.images import ImageSet
     from raydino.shards.reader import open_collection
 
     whole = open_collection(path if "://" in path else str(Path(path).expanduser().resolve()))

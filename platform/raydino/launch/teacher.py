@@ -1,7 +1,7 @@
 """Teacher: the network that a run has made so far, as a descriptor of images."""
 
 from raydino.curation.embed import Descriptor, from_encoder
-from raydino.evals.evaluation import centre_crop
+from raydino.evals.images import centre_crop
 from raydino.launch.model import open_model
 
 

@@ -15,8 +15,8 @@ from raydino.evals.components import foreground_colours, patch_colours
 from raydino.evals.consistency import consistency, consistency_sheet, crop_features, mean_of_pairs, random_crops
 from raydino.evals.dense import whole_image
 from raydino.evals.embedding import How, embedding_map, plane, usage_picture, used
-from raydino.evals.evaluation import ImageSet, centre_crop
 from raydino.evals.features import Features, extract_blocks
+from raydino.evals.images import ImageSet, centre_crop
 from raydino.evals.neighbours import Neighbour, nearest, neighbour_sheet
 from raydino.evals.pictures import attention_maps, patch_grids, pca_sheet
 from raydino.export.model import Model

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from raydino import keyed
 from raydino.config import ConfigError
 from raydino.data.decode import Undecodable, decode
-from raydino.evals.evaluation import EVAL_SPLITS, ImageSet
+from raydino.evals.evaluation import EVAL_SPLITS
+from raydino.evals.images import ImageSet
 from raydino.export.model import Model
 from raydino.shards.reader import Collection, open_collection
 
