@@ -16,6 +16,7 @@ One worker on a CPU; several workers or a GPU are not measured here.
 import contextlib
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from presets import DINOV2
 
 from raydino.curation.synthetic import write_builtin
 from raydino.launch.checks.facts import random_batch
-from raydino.launch.cluster import ClusterConfig
+from raydino.launch.cluster import ClusterConfig, worker_environment
 from raydino.launch.engine import trainer
 from raydino.launch.engine.connect import start_ray
 from raydino.launch.job import Job
@@ -154,7 +155,8 @@ def steps(folder: Path) -> dict[str, Any]:
     digest = open_collection(str(images), split="train").manifest.digest
     job = Job(recipe_of(), CLUSTER.override({"storage": str(folder)}), run_dir, str(images), digest, "", None)
     trainer._train_worker = worker_on_turns(str(turns))
-    bare = subprocess.Popen([sys.executable, "-W", "ignore", __file__, "plain", str(turns)])
+    alike = {**os.environ, **worker_environment(CLUSTER.threads)}  # nothing but Ray Train and the worker is to differ
+    bare = subprocess.Popen([sys.executable, "-W", "ignore", __file__, "plain", str(turns)], env=alike)
     try:
         with start_ray(CLUSTER):
             trainer.fit(job)
