@@ -1,5 +1,6 @@
 """A run small enough for tests: 240 images of 48 pixels, a ViT of 30 thousand weights, 12 steps."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raydino.curation.synthetic import write_builtin
+from raydino.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DINOV2 = ROOT / "recipes" / "dinov2.py"
@@ -98,3 +100,33 @@ def recipe_here(
         return left.value.code, "".join(capfd.readouterr())
 
     return start
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv2 run of 32 prototypes at step 7, recorded in MLflow, whose centre is not that of the start."""
+    import torch  # here, so that tests of the command line need not wait for it
+
+    from raydino.tracking.mlflow_run import create_run
+    from raydino.tracking.opening import Opening
+    from raydino.train.checkpoint import Checkpoint, save
+
+    folder = tmp_path_factory.mktemp("runs") / "small-run"
+    folder.mkdir()
+    parts = {"method.global_crops.size": 32, "method.local_crops.size": 16, "method.head.prototypes": 32}
+    recipe = Recipe().override(
+        {**parts, "backbone.patch_size": 8, "backbone.width": 16, "backbone.depth": 2, "backbone.heads": 2}
+    )
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    (folder / "cluster.yaml").write_text("experiment: test\n")
+    torch.manual_seed(0)
+    method = recipe.method.build(recipe.backbone, steps=recipe.steps)
+    weights = method.state_dict()
+    weights["centering.center"] = torch.randn(32)
+    save(folder / "checkpoints", Checkpoint(7, weights, {}, {}), keep=1)
+    opening = Opening.of(
+        experiment="test", run_name="small", params={}, tags={}, dataset=None, recipe_yaml="", run_dir=folder
+    )
+    run_id = create_run(opening, tracking_uri=f"sqlite:///{folder.parent}/mlflow.db")
+    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": run_id}))
+    return folder

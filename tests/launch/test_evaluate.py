@@ -14,9 +14,7 @@ from raydino.launch import evaluate as command
 from raydino.launch.evaluate import EVALS, configured, main
 from raydino.launch.results import JSON_FILE, TABLE_FILE, Result, load, save, table
 from raydino.launch.subjects import open_images, opened
-from raydino.recipe import Recipe
-from raydino.tracking.mlflow_run import client_of, create_run
-from raydino.tracking.opening import Opening
+from raydino.tracking.mlflow_run import client_of
 from raydino.tracking.run import (
     ALIGNMENT,
     COPIES_MICRO_AP,
@@ -30,32 +28,8 @@ from raydino.tracking.run import (
     VIDEO_JF,
     evaluation_metric,
 )
-from raydino.train.checkpoint import Checkpoint
-from raydino.train.checkpoint import save as save_checkpoint
 
 SMALL = ["--set", "linear.least_steps=20", "--set", "linear.epochs=1"]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with one checkpoint and a record in MLflow."""
-    folder = tmp_path_factory.mktemp("runs") / "small-run"
-    folder.mkdir()
-    parts = {"method.global_crops.size": 32, "method.local_crops.size": 16, "method.head.prototypes": 32}
-    recipe = Recipe().override(
-        {**parts, "backbone.patch_size": 8, "backbone.width": 16, "backbone.depth": 2, "backbone.heads": 2}
-    )
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    (folder / "cluster.yaml").write_text("experiment: test\n")
-    torch.manual_seed(0)
-    method = recipe.method.build(recipe.backbone, steps=recipe.steps)
-    save_checkpoint(folder / "checkpoints", Checkpoint(7, method.state_dict(), {}, {}), keep=1)
-    opening = Opening.of(
-        experiment="test", run_name="small", params={}, tags={}, dataset=None, recipe_yaml="", run_dir=folder
-    )
-    run_id = create_run(opening, tracking_uri=f"sqlite:///{folder.parent}/mlflow.db")
-    (folder / "run.json").write_text(json.dumps({"mlflow_run_id": run_id}))
-    return folder
 
 
 def test_main__a_run_its_untrained_self_and_pixels_in_one_table_and_in_mlflow(

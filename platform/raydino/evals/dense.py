@@ -45,6 +45,12 @@ def lacking(labelled: Labelled, *columns: str, train: bool) -> str | None:
     return None
 
 
+def described(labelled: Labelled, *, most: int, side: int) -> str:
+    """How many images are judged and, at most `most`, learned from, and their size, in words."""
+    train, test = (0 if part is None else len(part) for part in (labelled.train, labelled.test))
+    return f"{test} judged, {min(train, most)} learned from, shorter side {side}"
+
+
 def chosen(count: int, most: int, *, seed: int) -> Int[np.ndarray, " M"]:
     """At most `most` of `count` rows, ascending, by (seed, "dense")."""
     return np.sort(keyed.generator(seed, "dense").permutation(count)[:most])

@@ -22,6 +22,7 @@ from raydino.evals.dense import (
     check_room,
     chosen,
     decode_map,
+    described,
     enlarged,
     grids,
     in_parts,
@@ -75,8 +76,7 @@ class Depth(Evaluation):
 
     def images(self, labelled: Labelled) -> str:
         """The number of images, and their size."""
-        train, test = (0 if part is None else len(part) for part in (labelled.train, labelled.test))
-        return f"{test} judged, {min(train, self.config.train_images)} learned from, shorter side {self.config.side}"
+        return described(labelled, most=self.config.train_images, side=self.config.side)
 
     def run(self, encoder: "Backbone", labelled: Labelled) -> dict[str, float]:
         """Learn from the training split's depth, judge on the other's. Raises ValueError where there is none."""
