@@ -60,7 +60,7 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
         ({"cluster": {"compile": True}, "facts": {"blocks": 0}}, ["cluster.compile = True", "set it to False"]),
         (
             {"cluster": {"checkpoint_activations": True}, "facts": {"blocks": 0}},
-            ["cluster.checkpoint_activations = True", "set it to False"],
+            ["cluster.checkpoint_activations = True", "set it to False", "cluster.accumulate"],
         ),
         ({"cluster": {"workers": 4}, "machine": {"gpus": 2}}, ["cluster.workers = 4", "this machine has 2"]),
         ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),

@@ -133,14 +133,18 @@ def _micro_batch_faults(recipe: Recipe, cluster: ClusterConfig) -> list[str]:
 
 def _network_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Machine) -> list[str]:
     of_blocks = {
-        "optim.layer_decay": (recipe.optim.layer_decay, 1),
-        "optim.patch_embed_lr": (recipe.optim.patch_embed_lr, 1),
-        "cluster.checkpoint_activations": (cluster.checkpoint_activations, False),
-        "cluster.compile": (cluster.compile, False),
+        "optim.layer_decay": (recipe.optim.layer_decay, 1, ""),
+        "optim.patch_embed_lr": (recipe.optim.patch_embed_lr, 1, ""),
+        "cluster.checkpoint_activations": (
+            cluster.checkpoint_activations,
+            False,
+            ", or raise cluster.accumulate to save memory",
+        ),
+        "cluster.compile": (cluster.compile, False, ""),
     }
     faults = [
-        f"{name} = {value}: {recipe.backbone.name} is a convolutional network without transformer blocks; set it to {plain}."
-        for name, (value, plain) in of_blocks.items()
+        f"{name} = {value}: {recipe.backbone.name} is a convolutional network without transformer blocks; set it to {plain}{more}."
+        for name, (value, plain, more) in of_blocks.items()
         if value != plain and facts.blocks == 0
     ]
     on_gpu = cluster.use_gpu(machine.gpus) if cluster.is_local else cluster.gpu is not False
