@@ -143,7 +143,7 @@ def _network_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machin
         "cluster.compile": (cluster.compile, False, ""),
     }
     faults = [
-        f"{name} = {value}: {recipe.backbone.name} is a convolutional network without transformer blocks; set it to {plain}{more}."
+        f"{name} = {value}: {recipe.backbone.name} is a convolutional network without such blocks; set it to {plain}{more}."
         for name, (value, plain, more) in of_blocks.items()
         if value != plain and facts.blocks == 0
     ]
