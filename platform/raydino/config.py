@@ -40,6 +40,12 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. The message names the field, the value and the remedy."""
 
 
+def in_file(error: ConfigError, file: object) -> ConfigError:
+    """The same error with the file's name before each of its lines that lacks it."""
+    lines = (line if line.startswith(str(file)) else f"{file}: {line}" for line in str(error).splitlines())
+    return ConfigError("\n".join(lines))
+
+
 class Config(BaseModel):
     """Base of all configs. The string under a field is its `--help` line."""
 

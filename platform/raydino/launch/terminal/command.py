@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 
 import tyro
 
-from raydino.config import Config, ConfigError, read_yaml_file
+from raydino.config import Config, ConfigError, in_file, read_yaml_file
 from raydino.launch.cluster import ClusterConfig
 from raydino.recipe import Recipe
 from raydino.tracking.redact import redact_text
@@ -216,8 +216,7 @@ def _from_file(config: AnyConfig, file: str) -> AnyConfig:
     try:
         return config.override(read_yaml_file(Path(file)))
     except ConfigError as error:
-        lines = (line if line.startswith(file) else f"{file}: {line}" for line in str(error).splitlines())
-        raise ConfigError("\n".join(lines)) from None
+        raise in_file(error, file) from None
 
 
 def _config_in(annotation: Any) -> type[Config] | None:
