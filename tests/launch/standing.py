@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-LIMIT = 240.0  # seconds for a node to come; Ray's own limit is 30, which a busy machine needs for two imports
+LIMIT = 240.0  # seconds for a node to come
 
 
 class StandingRay:
@@ -30,7 +30,6 @@ class StandingRay:
         self.environment = {
             **inherited,
             **(environment or {}),
-            "RAY_raylet_start_wait_time_s": str(int(LIMIT)),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
