@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psutil
@@ -28,13 +29,13 @@ from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.connect import start_ray
 from raydino.launch.engine.trainer import Training
 from raydino.launch.job import Job
-from raydino.launch.sweep.ranking import rank
-from raydino.launch.sweep.record import figures
+from raydino.launch.sweep.record import live_figures
+from raydino.launch.sweep.search import Planned
 from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 from raydino.tracking.opening import Opening
-from raydino.tracking.run import KNN_TOP1, RUN_PROGRESS_AT, SWEEP_RUNNING, prometheus_name
+from raydino.tracking.run import KNN_TOP1, RUN_PROGRESS_AT, prometheus_name
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,14 +134,16 @@ def _job(storage: Path, images: Path) -> Job:
 
 
 def _sweep(recipe: Recipe) -> dict[str, float]:
-    """What a sweep says whose first trial has ended well and whose second was stopped."""
+    """What a sweep of three says whose first trial has ended well, whose second was stopped, and whose third runs."""
     results = [
         TrialResult(
             Trial(name, recipe, name), status, (Evaluation(50, 800, {KNN_TOP1: value}),), {}, Path(name), 60.0, 800
         )
         for name, status, value in (("0", "finished", 0.5), ("1", "stopped", 0.7))
     ]
-    return {**figures(rank(results, {}, KNN_TOP1), hours=1.5), SWEEP_RUNNING: 1.0}
+    sweep: Any = SimpleNamespace(cluster=ClusterConfig(), config=SimpleNamespace(objective=KNN_TOP1))
+    plan: Any = SimpleNamespace(trials=[Planned(name, name, 0, {}) for name in "012"])
+    return live_figures(sweep, plan, results, running=1, on_gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +239,14 @@ def test_gauges__tell_what_the_run_did(watched: Watched):
     assert value("tracker/backlog_bytes") > 1000
     disk = shutil.disk_usage("/")
     assert 0 < value("run/disk_free_bytes") <= value("run/disk_size_bytes") <= 100 * disk.total
-    (best,) = watched.ask("ray_raydino_sweep_best")
-    assert (best["metric"]["run"], float(best["value"][1])) == ("sweep-tiny", 0.5)  # one that came to its end
+
+
+def test_gauges__tell_how_far_a_sweep_is(watched: Watched):
+    found = watched.ask('{__name__=~"ray_raydino_sweep_.+", run="sweep-tiny"}')
+    told = {each["metric"]["__name__"].removeprefix("ray_raydino_sweep_"): float(each["value"][1]) for each in found}
+    hours = told.pop("device_hours")
+    assert told == {"configurations": 3, "running": 1, "finished": 1, "stopped": 1, "failed": 0, "best": 0.5}
+    assert hours == pytest.approx(2 * 60 / 3600)  # two trials held a core for a minute each
 
 
 def test_gauges__are_gone_when_the_process_is(watched: Watched):

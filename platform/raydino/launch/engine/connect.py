@@ -64,8 +64,9 @@ def _findable(cluster: ClusterConfig) -> Iterator[None]:
     path = folder / f"{host}-{os.getpid()}.json"
     with contextlib.suppress(OSError):  # a run that nobody can watch is still a run
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{host}-*.json"):  # by drivers that were killed
-            if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
+        for left in folder.glob("*.json"):
+            where, _, pid = left.stem.rpartition("-")
+            if where == host and pid.isdigit() and not psutil.pid_exists(int(pid)):  # a driver that was killed
                 left.unlink()
         path.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": addresses}]))
     try:
