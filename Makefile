@@ -10,10 +10,10 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check bench ui
+.PHONY: help setup demo test faults check bench ui dashboards
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything in requirements.lock (needs Python 3.11 or newer; PYTHON=... to choose one)
 
@@ -57,3 +57,6 @@ ui: $(READY) ## open the record of all runs on http://127.0.0.1:5000
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 \
 	  --allowed-hosts 127.0.0.1:5000,localhost:5000 --cors-allowed-origins http://127.0.0.1:5000,http://localhost:5000 \
 	  --x-frame-options DENY
+
+dashboards: ## watch the runs of this machine: Prometheus on http://127.0.0.1:9090, and Grafana where it is installed
+	@dashboards/up.sh

@@ -117,7 +117,7 @@ def test_pages__have_no_gaps_and_no_dead_links(file):
 def test_makefile__names_every_public_command():
     listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in listed.splitlines()} == {
-        "setup", "demo", "test", "faults", "check", "bench", "ui", "help",
+        "setup", "demo", "test", "faults", "check", "bench", "ui", "dashboards", "help",
     }  # fmt: skip
 
 

@@ -80,6 +80,15 @@ def test_dashboard__is_open_to_other_pods_only_behind_token_and_policy(spec: dic
     assert all(template["metadata"]["labels"].items() >= ours["matchLabels"].items() for template in templates)
 
 
+def test_monitor__asks_our_pods_and_opens_their_figures_alone() -> None:
+    monitor, policy = yaml.safe_load_all((KUBERAY / "monitor.yaml").read_text())
+    ours = read(KUBERAY / "base" / "network.yaml")["spec"]["podSelector"]
+    assert monitor["spec"]["selector"] == policy["spec"]["podSelector"] == ours
+    assert [each["port"] for each in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]  # 8080 by KubeRay's default
+    (rule,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [8080] and policy["spec"]["policyTypes"] == ["Ingress"]
+
+
 def test_gpus__only_where_they_belong(spec: dict[str, Any]) -> None:
     assert [name for name, group in pods(spec).items() if "nvidia.com/gpu" in limits(group)] == ["gpu"]
     assert pods(spec)["cpu"]["rayStartParams"]["num-gpus"] == "0"

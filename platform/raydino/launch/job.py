@@ -6,6 +6,10 @@ from pathlib import Path
 from raydino.launch.cluster import ClusterConfig
 from raydino.recipe import Recipe
 
+TRIALS = "trials"
+"""Folder of the trials in that of their sweep."""
+QUARANTINE = "quarantine.jsonl"
+"""File in the run's folder: the images that could not be decoded."""
 PROFILE = "profile"
 """Folder in the run's: what `--profile` leaves."""
 SETTLING_STEPS, PROFILED_STEPS = 3, 5

@@ -216,6 +216,14 @@ def recorded_run(run_dir: Path) -> str | None:
         return None
 
 
+def unsent(run_dir: Path) -> tuple[int, float]:
+    """Bytes of the record that the tracker has not acknowledged, and seconds since the oldest of them was logged."""
+    record, run_id = run_dir / METRICS_FILE, recorded_run(run_dir)
+    offset = 0 if run_id is None else acknowledged(run_dir, run_id=run_id)
+    oldest = next(entries(record, offset=offset), None) if record.exists() else None
+    return (0, 0.0) if oldest is None else (record.stat().st_size - offset, max(0.0, time.time() - oldest.time))
+
+
 def _acknowledge(run_dir: Path, run_id: str, upto: int) -> None:
     temporary = run_dir / f"{SENT_FILE}.tmp"
     temporary.write_text(json.dumps({"run_id": run_id, "bytes": upto}))

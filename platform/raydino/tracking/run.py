@@ -1,9 +1,11 @@
 """The names of all metrics, and what a tracker has to do. Dashboards, docs and code take the names from here.
 
 A name is `group/thing`; the group is what a page of charts is made of. An evaluation's metrics are its key in
-`Recipe.evals` and the names it returns (`knn` and `top1` make `knn/top1`), joined by `evaluation_metric`.
+`Recipe.evals` and the names it returns (`knn` and `top1` make `knn/top1`), joined by `evaluation_metric`. Prometheus,
+which allows fewer letters, has each under `prometheus_name`.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -70,6 +72,21 @@ SWEEP_STOPPED = "sweep/stopped"  # configurations stopped early
 SWEEP_FAILED = "sweep/failed"
 SWEEP_DEVICE_HOURS = "sweep/device_hours"  # that the trials held: hours of GPUs, or of cores
 
+# What only a living run tells, to whoever watches it (launch/gauges.py); the record has the rest.
+RUN_STEP = "run/step"  # steps finished
+RUN_STEPS = "run/steps"  # of the whole run
+RUN_PROGRESS_AT = "run/progress_at"  # when the last step or evaluation ended, seconds since 1970
+RUN_DISK_FREE = "run/disk_free_bytes"  # of the storage of the run's folder
+RUN_DISK_SIZE = "run/disk_size_bytes"
+NOT_FINITE_TOTAL = "health/not_finite_steps_total"  # since the worker started
+LOSS_SPIKES_TOTAL = "health/loss_spikes_total"
+DATA_ROWS = "data/rows"  # of an epoch
+DATA_IMAGES_SEEN = "data/images_seen"
+DATA_QUARANTINED = "data/quarantined"  # lines of the run's quarantine table
+TRACKER_BACKLOG = "tracker/backlog_bytes"  # of the record that the tracker has not taken
+TRACKER_BEHIND = "tracker/behind_seconds"  # since the oldest line of the backlog was logged
+SWEEP_RUNNING = "sweep/running"  # trials
+
 LOSS_GROUP = "loss"
 DISPLAYED_GROUP = "displayed"  # losses in the unit of DINOv2's official logs
 SYSTEM_GROUP = "system"
@@ -79,6 +96,11 @@ ABLATION_GROUP = "ablation"  # of an ablation's parent: each variant's mean over
 def evaluation_metric(evaluation: str, name: str) -> str:
     """The metric name of what an evaluation returned: `evaluation_metric("knn", "top1") == KNN_TOP1`."""
     return f"{evaluation}/{name}"
+
+
+def prometheus_name(name: str) -> str:
+    """The name under which Ray shows a metric to Prometheus: `prometheus_name("loss/total") == "ray_raydino_loss_total"`."""
+    return "ray_raydino_" + re.sub("[^a-zA-Z0-9_]", "_", name)
 
 
 class Run(Protocol):

@@ -48,7 +48,11 @@ def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_p
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from raydino.launch.cluster import ClusterConfig\n"
         "from raydino.launch.engine.connect import start_ray\n"
-        "import os\n"
+        "import json, os, pathlib, socket\n"
+        "targets = pathlib.Path('runs/.prometheus/targets')\n"
+        "targets.mkdir(parents=True)\n"
+        "left, other = (targets / f'{host}-{2**22 + 1}.json' for host in (socket.gethostname(), 'another'))\n"
+        "left.touch(), other.touch()\n"  # of a driver that was killed, and of one elsewhere
         "before = dict(os.environ)\n"
         "with start_ray(ClusterConfig(workers=2, object_store_mb=100)):\n"
         "    import ray\n"
@@ -57,10 +61,14 @@ def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_p
         "        import os, raydino.recipe\n"
         "        return raydino.recipe.__file__, os.environ['NO_ALBUMENTATIONS_UPDATE']\n"
         "    print(*ray.get(where.remote()), ray.cluster_resources()['CPU'] >= 3)\n"
+        "    own = targets / f'{socket.gethostname()}-{os.getpid()}.json'\n"
+        "    print({*targets.iterdir()} == {own, other})\n"
+        "    (found,) = json.loads(own.read_text())\n"
+        "    socket.create_connection(found['targets'][0].split(':'), timeout=30).close()\n"
         "    with start_ray(ClusterConfig()):\n"
         "        pass\n"
         "    print(ray.is_initialized())\n"
-        "print(ray.is_initialized(), {k for k in before if os.environ.get(k) != before[k]})\n"
+        "print(ray.is_initialized(), {k for k in before if os.environ.get(k) != before[k]}, [*targets.iterdir()] == [other])\n"
     )
     environment = {
         k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS", "NO_ALBUMENTATIONS_UPDATE")
@@ -69,7 +77,7 @@ def test_start_ray__local_workers_find_raydino_and_the_console_stays_quiet(tmp_p
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     path = ROOT / "platform" / "raydino" / "recipe.py"
-    assert done.stdout.splitlines() == [f"{path} 1 True", "True", "False set()"]
+    assert done.stdout.splitlines() == [f"{path} 1 True", "True", "True", "False set() True"]
     assert done.stderr.strip() == ""
 
 

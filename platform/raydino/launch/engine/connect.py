@@ -1,6 +1,7 @@
 """A Ray for a run: started in this process, or joined. Ray is imported inside functions: `--help` does not wait for it."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -8,10 +9,14 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from raydino.config import ConfigError
 from raydino.launch.cluster import QUIET, STORE_LEAST, ClusterConfig, worker_environment
 
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder `raydino`, wherever it was imported from
+TARGETS = ".prometheus/targets"
+"""Folder in the storage: a file for each Ray started here that Prometheus may ask."""
 CONNECT_SECONDS = 10.0  # an address that does not answer by then is wrong, not slow
 
 
@@ -39,9 +44,36 @@ def start_ray(
         else:
             _join(cluster)
         try:
-            yield
+            with _findable(cluster):
+                yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _findable(cluster: ClusterConfig) -> Iterator[None]:
+    """A file that tells Prometheus where a Ray started here shows its figures (dashboards/prometheus.yml). Ray itself writes one
+    where it has a dashboard, in a place that the next Ray takes over; a joined cluster has its own."""
+    if not cluster.is_local:
+        yield
+        return
+    import ray
+
+    addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
+    folder, host = cluster.folder / TARGETS, socket.gethostname()
+    path = folder / f"{host}-{os.getpid()}.json"
+    with contextlib.suppress(OSError):  # a run that nobody can watch is still a run
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.json"):
+            where, _, pid = left.stem.rpartition("-")
+            if where == host and pid.isdigit() and not psutil.pid_exists(int(pid)):  # a driver that was killed
+                left.unlink()
+        path.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": addresses}]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _init_local(cluster: ClusterConfig, store: int, cpus: int | None, *, dashboard: bool) -> None:

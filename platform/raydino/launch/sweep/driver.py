@@ -90,25 +90,30 @@ def _carry_out(sweep: "Sweep", plan: "Plan", lock: Lock) -> int:
     """Run the trials and leave what came of them; returns the exit status."""
     import ray
 
+    from raydino.launch.gauges import Gauges
     from raydino.launch.sweep.prepare import open_parent
-    from raydino.launch.sweep.record import leave, parameters
+    from raydino.launch.sweep.record import leave, live_figures, parameters
     from raydino.launch.sweep.rounds import Rounds
     from raydino.launch.sweep.trials import sweep_ray
     from raydino.launch.terminal.trials import TrialsTable
 
     began = time.time()
     parent = open_parent(sweep.folder, sweep.cluster, params=parameters(sweep), recipe=sweep.base)
-    interrupts = Interrupts(SAVING)
-    with sweep_ray(sweep.cluster), interrupts, TrialsTable({}, sweep.config.objective) as table:
+    interrupts, over = Interrupts(SAVING), {}
+    table, gauges = TrialsTable({}, sweep.config.objective), Gauges(sweep.folder.name)
+    with sweep_ray(sweep.cluster), interrupts, table, gauges:
+        on_gpu = sweep.cluster.use_gpu(int(ray.cluster_resources().get("GPU", 0)))
 
         def watch(board: Any) -> bool:
+            over.update(board.results)
+            running = len(board.snapshot())
+            gauges.set(live_figures(sweep, plan, list(over.values()), running=running, on_gpu=on_gpu))
             for planned in plan.trials:
                 table.name(planned.name, _words(planned.params))
             table.update(board)
             return not (interrupts.status or lock.lost)
 
         results, exploits, refused = Rounds(sweep, plan, parent, watch).all()
-        on_gpu = sweep.cluster.use_gpu(int(ray.cluster_resources().get("GPU", 0)))
     if lock.lost:
         say(f"error: another driver has taken over {sweep.folder} while this one was held up; leaving it alone.")
         return 1

@@ -18,8 +18,8 @@ from typing import Any
 
 from raydino.config import ConfigError
 from raydino.keyed import uniform
+from raydino.launch.job import TRIALS
 from raydino.launch.resume import Change, write
-from raydino.launch.sweep.board import TRIALS
 from raydino.launch.sweep.space import Space, apply, current, fields
 from raydino.launch.sweep.trial import Trial, TrialResult
 from raydino.launch.workers.keep import FOLDER

@@ -27,6 +27,7 @@ from raydino.tracking.run import (
     SWEEP_DEVICE_HOURS,
     SWEEP_FAILED,
     SWEEP_FINISHED,
+    SWEEP_RUNNING,
     SWEEP_STOPPED,
 )
 
@@ -60,7 +61,7 @@ def leave(
 ) -> str:
     """Write everything, end the MLflow run, and return what to say."""
     objective, folder, cluster = sweep.config.objective, sweep.folder, sweep.cluster
-    each, device = (cluster.gpus_per_worker, "GPU") if on_gpu else (cluster.cpus_per_worker, "core")
+    each, device = _devices(sweep, on_gpu=on_gpu), "GPU" if on_gpu else "core"
     params = {planned.group: planned.params for planned in plan.trials if planned.seed == sweep.recipe.seed}
     params |= {exploit.loser: exploit.after for exploit in exploits}
     own = {key: current(sweep.base, key) for key in sweep.space}
@@ -171,16 +172,36 @@ def _table(told: Told) -> dict[str, Any]:
     }
 
 
+def figures(rows: Sequence[Row], *, hours: float) -> dict[str, float]:
+    """A sweep in numbers, by metric name; `hours` of devices."""
+    found = {SWEEP_DEVICE_HOURS: hours, SWEEP_CONFIGURATIONS: float(len(rows))}
+    for name, status in ((SWEEP_FINISHED, "finished"), (SWEEP_STOPPED, "stopped"), (SWEEP_FAILED, "failed")):
+        found[name] = float(sum(row.status == status for row in rows))
+    best = rows[0].value if rows else None
+    return found if best is None else {**found, SWEEP_BEST: best}
+
+
+def live_figures(
+    sweep: "Sweep", plan: "Plan", over: Sequence[TrialResult], *, running: int, on_gpu: bool
+) -> dict[str, float]:
+    """The same while trials run: of those that are over, and of how many there are."""
+    hours = device_hours(over, workers=sweep.cluster.workers, each=_devices(sweep, on_gpu=on_gpu))
+    planned = {planned.group for planned in plan.trials}
+    found = figures(rank(over, {}, sweep.config.objective), hours=hours)
+    return {**found, SWEEP_CONFIGURATIONS: float(len(planned)), SWEEP_RUNNING: float(running)}
+
+
+def _devices(sweep: "Sweep", *, on_gpu: bool) -> float:
+    """GPUs, or cores, of each worker of a trial."""
+    return sweep.cluster.gpus_per_worker if on_gpu else sweep.cluster.cpus_per_worker
+
+
 def _record(
     sweep: "Sweep", told: Told, results: Sequence[TrialResult], files: Sequence[Path], *, complete: bool
 ) -> None:
-    best = told.rows[0].value if told.rows else None
-    figures = {SWEEP_DEVICE_HOURS: told.device_hours, SWEEP_CONFIGURATIONS: float(len(told.rows))}
-    for name, status in ((SWEEP_FINISHED, "finished"), (SWEEP_STOPPED, "stopped"), (SWEEP_FAILED, "failed")):
-        figures[name] = float(sum(row.status == status for row in told.rows))
     close_parent(
         *(sweep.folder, sweep.cluster, results),
-        metrics=figures | ({} if best is None else {SWEEP_BEST: best}),
+        metrics=figures(told.rows, hours=told.device_hours),
         tags={"best": settings_of(told.rows[0]) if told.rows else "none"},
         files=files,
         status="FINISHED" if complete else "KILLED",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,18 +19,23 @@ from raydino.evals.knn import pixels_knn
 from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
 from raydino.evals.spectrum import spectrum
 from raydino.launch.inputs import Inputs
-from raydino.launch.job import Job
+from raydino.launch.job import QUARANTINE, Job
 from raydino.nn.backbone import Backbone
 from raydino.tracking.meters import Meter, Rate
 from raydino.tracking.mlflow_run import MLflowRun
 from raydino.tracking.opening import Opening
 from raydino.tracking.run import (
     COLLAPSED,
+    DATA_IMAGES_SEEN,
     EVAL_FEATURE_STD,
     LOSS_SPIKES,
+    LOSS_SPIKES_TOTAL,
     NOT_FINITE,
+    NOT_FINITE_TOTAL,
     PIXELS_TOP1,
     RANKME,
+    RUN_PROGRESS_AT,
+    RUN_STEP,
     SLOWEST_RANK,
     SLOWEST_RATIO,
     TEACHER_DISTANCE,
@@ -48,8 +54,6 @@ from raydino.views import Batch
 log = logging.getLogger(__name__)
 
 PICTURE_IMAGES = 6
-QUARANTINE = "quarantine.jsonl"
-"""File in the run's folder: the images that could not be decoded."""
 SKIPPED = "skipped.jsonl"
 """File in the run's folder: the steps that changed nothing, and the images they were of."""
 
@@ -65,8 +69,16 @@ class Record:
     """Where this rank's figures go: rank 0 to the run, other ranks nowhere; bad images and skipped steps to tables of each rank's
     own."""
 
-    def __init__(self, job: Job, rank: int, device: torch.device, starved: Callable[[], float] = lambda: 0.0) -> None:
-        self._job, self._rank, self._device = job, rank, device
+    def __init__(
+        self,
+        job: Job,
+        rank: int,
+        device: torch.device,
+        starved: Callable[[], float] = lambda: 0.0,
+        show: Callable[[Mapping[str, float]], None] = lambda _: None,
+    ) -> None:
+        """`show` is told what a person who watches the run should see now; on every rank, though one alone may pass it on."""
+        self._job, self._rank, self._device, self._show = job, rank, device, show
         self._meter, self.rate = Meter(), Rate(starved=starved)
         recipe = job.recipe
         views = recipe.method.global_crops.count * job.cluster.micro_batch(recipe.global_batch)
@@ -74,8 +86,9 @@ class Record:
         self._alarmed = False
         self._noted: dict[str, float] = {}
         self._own: list[float] = []
-        self._counts = {NOT_FINITE: 0, LOSS_SPIKES: 0}
+        self._counts, self._totals = {NOT_FINITE: 0, LOSS_SPIKES: 0}, {NOT_FINITE_TOTAL: 0.0, LOSS_SPIKES_TOTAL: 0.0}
         self.run = self._open() if rank == 0 else None
+        self._show(self._totals)  # 0 is seen before anything happens: what grows is told by a difference
 
     def _open(self) -> Run:
         """The record on disk and in MLflow, which takes it up whenever it answers first."""
@@ -92,10 +105,19 @@ class Record:
         else:
             self._skip(report, report.skipped)
         self._counts[LOSS_SPIKES] += report.spike
+        self._live(report)
         self._own.append(report.own)
         self.rate.step(images=report.images, waited=report.waited)
         if now:
             self._line(report.step + 1)
+
+    def _live(self, report: StepReport) -> None:
+        """Show where the run is: for a line of the record it may be minutes too early."""
+        done, skip = report.step + 1, report.skipped
+        self._totals[NOT_FINITE_TOTAL] += skip is not None and skip.reason == "not finite"
+        self._totals[LOSS_SPIKES_TOTAL] += report.spike
+        seen = done * self._job.recipe.global_batch
+        self._show({RUN_STEP: done, RUN_PROGRESS_AT: time.time(), DATA_IMAGES_SEEN: seen, **self._totals})
 
     def _line(self, done: int) -> None:
         verdict, counts = self._alarm.verdict(), {name: float(count) for name, count in self._counts.items()}
@@ -142,6 +164,7 @@ class Record:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Write metrics of `step` finished steps."""
+        self._show({**metrics, RUN_PROGRESS_AT: time.time()})
         if self.run is not None:
             self.run.log(metrics, step)
 

@@ -7,6 +7,7 @@ restart after a crash and a `--resume auto` are the same thing.
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from raydino.data.phases import Phases
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.owners import Owners
+from raydino.launch.gauges import Gauges
 from raydino.launch.init import begin_from
 from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.job import Job
@@ -41,6 +43,7 @@ from raydino.nn.attention import use_attention
 from raydino.recipe import Recipe
 from raydino.shards.schema import ShardUnreachable
 from raydino.tracking.meters import Rate
+from raydino.tracking.run import DATA_ROWS, RUN_PROGRESS_AT, RUN_STEPS
 from raydino.train.checkpoint import step_of
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
@@ -101,9 +104,13 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
 
 def _train_on(stream: Phases, job: Job, inputs: Inputs, loop: Loop, progress: _Progress, keeper: Keeper) -> None:
     recipe, rank, start = job.recipe, collectives.rank(), progress.done
-    record = Record(job, rank, loop.device, lambda: stream.starved)
-    judge = Judge(job, inputs, loop, record)
-    with Watchdog(job.run_dir / STACKS, rank=rank, timeout=job.cluster.hang_timeout) as watchdog:
+    with (
+        Gauges.of_run(job, on=rank == 0) as gauges,
+        Watchdog(job.run_dir / STACKS, rank=rank, timeout=job.cluster.hang_timeout) as watchdog,
+    ):
+        gauges.set({RUN_STEPS: recipe.steps, DATA_ROWS: inputs.plan.rows_per_epoch, RUN_PROGRESS_AT: time.time()})
+        record = Record(job, rank, loop.device, lambda: stream.starved, gauges.set)
+        judge = Judge(job, inputs, loop, record)
         if start == 0:
             with record.rate.paused(), watchdog.patience(first=True):
                 judge.evaluate(0)
