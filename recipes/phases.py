@@ -36,12 +36,12 @@ class HighResolution:
 
     def recipe(self, parent: Recipe | None, spec: str = "") -> Recipe:
         """The phase after `parent`, the recipe of the run `spec`."""
-        before = DINOV2[self.base] if parent is None else parent
+        before = compressed(DINOV2[self.base] if parent is None else parent)
         sizes = {
             f"method.{name}.size": enlarged(getattr(before.method, name).size, self.enlarge, before.backbone.patch_size)
             for name in ("global_crops", "local_crops")
         }
-        return compressed(before).override(
+        return before.override(
             {
                 **sizes,
                 "name": f"{before.name}-highres",
@@ -73,7 +73,7 @@ class Student:
 
     def recipe(self, parent: Recipe | None, spec: str = "") -> Recipe:
         """Distillation from the run `spec` of recipe `parent`. Raises ConfigError where that is none of DINOv2."""
-        before = DINOV2[self.base] if parent is None else parent
+        before = compressed(DINOV2[self.base] if parent is None else parent)
         if not isinstance(method := before.method, DINOv2Shared):
             raise ConfigError(
                 f"--teacher {spec}: a run of {type(method).__name__}, whose heads score no patches; give one of DINOv2."
