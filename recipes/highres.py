@@ -1,4 +1,4 @@
-"""The short high-resolution phase at the end of DINOv2 (Oquab et al. 2023, section 5): a finished run goes on with larger crops.
+"""The short high-resolution phase at the end of DINOv2 (Oquab et al. 2023, section 4): a finished run goes on with larger crops.
 
     python recipes/dinov2.py                                        # a run to go on from, minutes on two CPU cores
     python recipes/highres.py --from runs/RUN                       # 60 steps at 1.5 times the side, a minute or two

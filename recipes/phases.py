@@ -23,7 +23,7 @@ LENGTH = Schedule.model_fields["length"].annotation
 
 @dataclass(frozen=True)
 class HighResolution:
-    """A short phase on larger crops: the same procedure, all schedules compressed into it, a lower rate (DINOv2, section 5)."""
+    """A short phase on larger crops: the same procedure, all schedules compressed into it, a lower rate (DINOv2, B.2)."""
 
     base: str
     """DINOv2 preset that it continues where no run is named."""
@@ -54,7 +54,7 @@ class HighResolution:
 
 
 # 10,000 steps at 518 pixels end every published run; 416 is the ablation on ImageNet-1k, where 10,000 steps were as good as all
-# steps at 416 (DINOv2, sections 5 and 6). Only "laptop" has been measured here: docs/phases.md.
+# steps at 416 (DINOv2, sections 4 and 6.6). Only "laptop" has been measured here: docs/phases.md.
 HIGHRES = {
     "laptop": HighResolution("laptop", enlarge=1.5, steps=60),
     "416": HighResolution("vitl16-short", enlarge=416 / 224, steps=10_000),

@@ -18,12 +18,13 @@ from raydino.export import to_safetensors
 from raydino.launch import evaluate, export
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.init import FOLDER, TEACHER, begin_from, keep, settled
+from raydino.launch.lineage import parent_asked
 from raydino.launch.model import open_model, teacher_targets
 from raydino.launch.resume import run_meant
 from raydino.launch.sweep.prepare import Prepare
 from raydino.launch.sweep.trial import Trial
 from raydino.launch.workers.worker import build_loop
-from raydino.methods.config import DINOConfig, DINOv2Config
+from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
 from raydino.methods.distillation import Distillation
 from raydino.methods.method import Method
 from raydino.nn.config import BackboneConfig, HeadConfig
@@ -115,6 +116,20 @@ def test_highres__step_0_is_the_parents_last_with_positions_of_the_larger_grid(t
     with torch.no_grad():
         for network, before in ((method.student, parent.student), (method.teacher, parent.teacher)):
             torch.testing.assert_close(network.backbone(images).cls, before.backbone(images).cls, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [DINOConfig(), SupervisedConfig(classes=3)], ids=["dino", "supervised"])
+def test_highres__goes_on_with_every_method(tmp_path: Path, config: MethodConfig):
+    sizes = {"global_crops.size": 32, "local_crops": {"size": 16, "count": 2}}
+    small = {**sizes, **({"head": HEAD} if isinstance(config, DINOConfig) else {})}
+    recipe = PARENT.override({"method": config.override(small)})
+    was = a_parent(tmp_path / "parent", recipe).state_dict()
+    phase = phases.HIGHRES["laptop"].recipe(recipe, str(tmp_path / "parent")).override({"steps": 6})
+    now = begun(phase, tmp_path / "phase").state_dict()
+    assert was.keys() == now.keys()
+    assert [name for name in was if not torch.equal(now[name], was[name])] == [
+        f"{network}.backbone.vit.pos_embed" for network in ("student", "teacher")
+    ]
 
 
 def test_highres__at_the_parents_size_features_are_the_parents_bit_for_bit(tmp_path: Path, parent: Method):
@@ -341,6 +356,33 @@ def test_open_model__the_teacher_of_both_is_the_moving_average(tmp_path: Path, p
             assert torch.equal(model.backbone(images).cls, method.teacher.backbone(images).cls)
     assert teacher_targets(str(tmp_path / "student")) == "its targets are those of another run's teacher"
     assert callable(teacher_targets(str(tmp_path / "phase")))
+
+
+@pytest.mark.parametrize(("make", "kinds"), [(a_phase, phases.HIGHRES), (a_distillation, phases.DISTILL)])
+def test_run__without_its_parent_goes_on_from_its_recipe_and_its_copy(
+    tmp_path: Path, parent: Method, make: Callable[..., Recipe], kinds: dict[str, Any]
+):
+    """`--config runs/RUN/recipe.yaml --resume auto` is the same run."""
+    recipe = settled(make(tmp_path))
+    keep(recipe, tmp_path)
+    (tmp_path / "parent").rename(tmp_path / "gone")
+    again = settled(kinds["laptop"].recipe(None).from_yaml(recipe.to_yaml()))
+    assert again == recipe
+    keep(again, tmp_path)
+    build_loop(again, CLUSTER, CPU, tmp_path)
+
+
+def test_parent_asked__takes_either_spelling_and_the_last_of_them(tmp_path: Path):
+    a_parent(tmp_path / "parent")
+    at = str(tmp_path / "parent")
+    for words in (["--from", at], [f"--from={at}@20"], ["--from", "x", "--steps", "3", "--init.weights", at]):
+        recipe, spec = parent_asked("init.weights", words)
+        assert recipe == PARENT and spec.removesuffix("@20") == at
+    assert parent_asked("init.weights", ["--from", "timm:vit_small"]) == (None, "timm:vit_small")
+    assert parent_asked("init.weights", ["--teacher", at]) == (None, "")
+    (tmp_path / "parent" / "recipe.yaml").write_text("method: {masks: 3, nothing: 4}\n")
+    with pytest.raises(ConfigError, match="method has the fields masks, nothing, as no class of this version"):
+        parent_asked("init.weights", ["--from", at])
 
 
 @pytest.mark.ray

@@ -23,7 +23,7 @@ BLUR = {"official": (0.0, 0.9), "paper": (1.0, 0.1)}
 class Curriculum(Config):
     """A resolution schedule: a first part of the run on smaller crops, the rest at full size.
 
-    DINOv2 has its short high-resolution phase last (section 5), FastDINOv2 trains at half the side for 75 % of the epochs
+    DINOv2 has its short high-resolution phase last (section 4), FastDINOv2 trains at half the side for 75 % of the epochs
     (Zhang et al. 2025, arXiv 2507.03779). Position embeddings lie on the grid of the full size from the start and are resampled
     for smaller crops, as they are for local ones, so that no weight changes its shape when the size does.
     """
