@@ -10,8 +10,8 @@ RUN is a run's folder, or RUN@STEP. Images, method, heads and all other fields a
 from its last state, the optimiser begins anew, position embeddings are resampled once, schedules are compressed. Other weights
 (timm:NAME, a folder of export.py) are a backbone under fresh heads, trained as a DINOv2 preset; fields of the network must then
 be given as for dinov2.py.
-Measured on two CPU cores, built-in images, seed 0: k-NN at 36 pixels 0.897 before the 60 steps, 0.911 after, 0.909 after as many at
-the old size. Nothing else is measured yet. docs/phases.md has the table; presets are in phases.py.
+Measured on two CPU cores, built-in images, seed 0: k-NN at 36 pixels 0.897 before the 60 steps, 0.911 after, 0.909 after as many
+at the old size. Nothing else is measured yet. docs/phases.md has the table; presets are in phases.py.
 """
 
 import sys
