@@ -9,7 +9,8 @@ RUN is the folder of a DINOv2 run, or RUN@STEP. Images, crops and the numbers of
 and all other fields are given here. Nothing is masked, and the moving average of the student is what is judged and exported.
 Measured on two CPU cores, built-in images, three seeds: k-NN 0.757 on average, 0.742 for the same student trained from scratch at
 equal images, 0.872 for the teacher. Nothing else is measured yet. docs/phases.md has the table;
-presets are in phases.py; the way to the loss is main -> train_worker -> training_steps -> DINOv2.forward, with methods/distillation.py.
+presets are in phases.py; the way to the loss is main -> train_worker -> training_steps ->
+DINOv2.forward, with methods/distillation.py.
 """
 
 import sys
