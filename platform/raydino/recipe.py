@@ -91,6 +91,7 @@ class Recipe(Config):
             raise ValueError(
                 f"global_batch = {self.global_batch} is not a multiple of lanes = {self.lanes}; use {near}, or other lanes"
             )
+        self.method.check_network(self.backbone)
         self._check_sizes()
         channels = self.backbone.channels
         given = {name: len(getattr(self.data.normalisation, name)) for name in ("mean", "std")}

@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import phases
 import presets
 import pytest
 import torch
 
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.workers.worker import build_loop
+from raydino.methods.distillation_config import DistillationConfig
 from raydino.recipe import Recipe
 from raydino.train.steps import train_step
 from raydino.views import Batch
@@ -156,9 +158,12 @@ def shrunk(recipe: Recipe) -> Recipe:
         small = {"backbone.name": "resnet10t"}
     if hasattr(recipe.method, "head"):
         head = {"prototypes": 32, "hidden": 16, "bottleneck": 8}
-        small |= {"method.head": head} | (
-            {"method.ibot_head": head} if getattr(recipe.method, "ibot_head", None) else {}
-        )
+        untied = getattr(recipe.method, "ibot_head", None) is not None
+        small |= {"method.head": head} | ({"method.ibot_head": head} if untied else {})
+        if isinstance(recipe.method, DistillationConfig):
+            network = {"width": 48, "depth": 3, "heads": 2}
+            small |= {"method.teacher": {"backbone": network, "size": 4 * patch, "head": head}}
+            small |= {"method.teacher.ibot_head": head} if untied else {}
     return recipe.override(
         {
             **small,
@@ -186,7 +191,13 @@ def batch_of(recipe: Recipe, images: int = 4) -> Batch:
     "recipe",
     [
         pytest.param(recipe, id=f"{kind}:{key}")
-        for kind, group in (("dinov2", presets.DINOV2), ("dino", presets.DINO), ("supervised", presets.SUPERVISED))
+        for kind, group in (
+            ("dinov2", presets.DINOV2),
+            ("dino", presets.DINO),
+            ("supervised", presets.SUPERVISED),
+            ("highres", {name: kind.recipe(None) for name, kind in phases.HIGHRES.items()}),
+            ("distill", {name: kind.recipe(None) for name, kind in phases.DISTILL.items()}),
+        )
         for key, recipe in group.items()
     ],
 )

@@ -2,22 +2,37 @@
 
 from pathlib import Path
 
+import phases
 import presets
 import pytest
 
 from raydino.config import in_steps
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.lineage import recipe_of
 from raydino.launch.terminal.command import parse
 from raydino.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {"dinov2": presets.DINOV2, "dino": presets.DINO, "supervised": presets.SUPERVISED}
+GROUPS |= {
+    name: {key: kind.recipe(None) for key, kind in kinds.items()}
+    for name, kinds in (("highres", phases.HIGHRES), ("distill", phases.DISTILL))
+}
 PRESETS = [pytest.param(recipe, id=f"{name}:{key}") for name, group in GROUPS.items() for key, recipe in group.items()]
 
 
 @pytest.mark.parametrize("recipe", PRESETS)
 def test_preset__equals_its_yaml(recipe: Recipe):
     assert recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("recipe", PRESETS)
+def test_preset__is_found_again_in_the_folder_of_its_run(recipe: Recipe, tmp_path: Path):
+    """recipe.yaml names no class, and another run that begins with this one needs its method's."""
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    found = recipe_of(tmp_path)
+    assert found == recipe and type(found.method) is type(recipe.method)
+    assert [type(each) for each in found.evals.values()] == [type(each) for each in recipe.evals.values()]
 
 
 @pytest.mark.parametrize("recipe", PRESETS)

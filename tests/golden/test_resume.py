@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import phases
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from raydino.curation.synthetic import write_builtin
 from raydino.data.batches import batches
 from raydino.data.fetch import local_windows
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.init import keep, settled
 from raydino.launch.inputs import Inputs, open_inputs
 from raydino.launch.workers import audit
 from raydino.launch.workers.worker import build_loop
@@ -96,16 +98,26 @@ def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
-def train(inputs: Inputs, log: Path, saves: Path, *, kill: int, save: set[int]) -> Loop:
-    """One life of a run: up from its newest checkpoint, then on until `kill` steps are done."""
-    loop = build_loop(RECIPE, ClusterConfig(threads=1), torch.device("cpu"))
+def train(
+    inputs: Inputs,
+    log: Path,
+    saves: Path,
+    *,
+    kill: int,
+    save: set[int],
+    recipe: Recipe = RECIPE,
+    run_dir: Path | None = None,
+) -> Loop:
+    """One life of a run: up from its newest checkpoint, then on until `kill` steps are done. `run_dir` has what `recipe` begins
+    with."""
     saved = cp.load_newest(saves)
+    loop = build_loop(recipe, ClusterConfig(threads=1), torch.device("cpu"), run_dir, fresh=saved is None)
     if saved is not None:
         loop.method.load_state_dict(saved.model)
         cp.load_optimizer(loop.optimizer, saved.optimizer)
     start = saved.step if saved else 0
     witness = audit.Audit(log, inputs.plan, rank=0, world=1, start=start)
-    with closing(stream_of(inputs, start, steps=kill - start)) as stream:
+    with closing(stream_of(inputs, start, steps=kill - start, recipe=recipe)) as stream:
         for report in training_steps(loop, witness.batches(stream)):
             witness.step(report)
             done = report.step + 1
@@ -199,3 +211,28 @@ def test_curriculum__every_step_has_the_pixels_of_a_run_that_has_its_size_all_al
             seen = [audit.line_of(batch, inputs.plan, rank=0, world=1) for batch in stream]
         assert seen == [{name: golden.lines[line["step"]][name] for name in line} for line in seen]
         assert [line["step"] for line in seen] == list(steps)
+
+
+@pytest.mark.parametrize("kind", ["highres", "distill"])
+def test_phase__killed_and_resumed_is_the_undisturbed_one_bit_for_bit(
+    inputs: Inputs, golden: Golden, tmp_path: Path, kind: str
+):
+    """Killed before its first checkpoint, when it begins again with the other run's state, and after it."""
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / "recipe.yaml").write_text(RECIPE.to_yaml())
+    (parent / "summary.json").write_text('{"status": "finished"}')
+    cp.save(parent / "checkpoints", golden.late, keep=2)
+    if kind == "highres":
+        recipe = phases.HIGHRES["laptop"].recipe(RECIPE, str(parent))
+    else:
+        recipe = phases.DISTILL["laptop"].recipe(RECIPE, str(parent)).override({"backbone.width": 24})
+    recipe = settled(recipe.override({"steps": 8}))
+    keep(recipe, tmp_path)
+    whole, lives = tmp_path / "whole", tmp_path / "lives"
+    expected = state_of(train(inputs, whole, whole, kill=8, save=set(), recipe=recipe, run_dir=tmp_path))
+    for kill, save in ((3, set[int]()), (6, {4}), (8, set())):
+        loop = train(inputs, lives, lives / "saves", kill=kill, save=save, recipe=recipe, run_dir=tmp_path)
+    first, second = (audit.effective(audit.read(folder, 0)) for folder in (whole, lives))
+    assert without_pid(first.values()) == without_pid(second.values())
+    assert same(state_of(loop), expected)

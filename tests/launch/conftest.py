@@ -85,17 +85,18 @@ def recipe(words: tuple[str, ...], storage: Path) -> Callable[..., subprocess.Po
 def recipe_here(
     words: tuple[str, ...], storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    """The same script in this process, which has its imports behind it and perhaps a Ray; returns exit status and what was said.
+    """The same script, or another with words of its own, in this process, which has its imports behind it and perhaps a Ray;
+    returns exit status and what was said.
 
     For what needs no process of its own: commands that end before Ray starts, and runs on `ray_cluster`.
     """
 
-    def start(*flags: str) -> tuple[int, str]:
+    def start(*flags: str, script: Path = DINOV2, given: tuple[str, ...] = words) -> tuple[int, str]:
         monkeypatch.chdir(storage)
         monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setattr(sys, "argv", [str(DINOV2), *words, *flags])
+        monkeypatch.setattr(sys, "argv", [str(script), *given, *flags])
         with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(DINOV2), run_name="__main__")
+            runpy.run_path(str(script), run_name="__main__")
         assert isinstance(left.value.code, int)
         return left.value.code, "".join(capfd.readouterr())
 

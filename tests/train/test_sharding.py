@@ -10,6 +10,7 @@ from torch import Tensor
 from raydino import collectives
 from raydino.config import ConfigError
 from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SelfDistillationConfig, SupervisedConfig
+from raydino.methods.distillation_config import DistillationConfig, FrozenTeacher
 from raydino.methods.method import Method
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.schedule import constant
@@ -45,6 +46,8 @@ def backbone(drop_path: float = 0.0) -> BackboneConfig:
 def method_of(config: MethodConfig, *, drop_path: float = 0.0) -> Method:
     torch.manual_seed(0)
     small = {**SMALL, **(HEAD if isinstance(config, SelfDistillationConfig) else {})}
+    if isinstance(config, DistillationConfig):
+        small["teacher.head"] = HEAD["head"]
     return config.override(small).build(backbone(drop_path), steps=STEPS)
 
 
@@ -124,6 +127,9 @@ METHODS: dict[str, MethodConfig] = {
     "dinov2": DINOv2Config(koleo_weight=0.0, ibot_head=PATCHES, freeze_last_layer=2),  # clips each sub-module
     "sinkhorn": DINOv2Config(koleo_weight=0.0, centering="sinkhorn_knopp"),
     "supervised": SupervisedConfig(classes=3),
+    "distillation": DistillationConfig(
+        koleo_weight=0.0, teacher=FrozenTeacher(size=32, backbone=backbone().override({"width": 48}))
+    ),
 }
 
 

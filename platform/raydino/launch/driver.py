@@ -7,21 +7,22 @@ Heavy imports happen after the command line is parsed, so `--help` and typing er
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raydino.config import ConfigError
 from raydino.launch.checks.machine import this_machine
 from raydino.launch.checks.preflight import check
 from raydino.launch.engine.trainer import Training
 from raydino.launch.init import settled
+from raydino.launch.lineage import parent_asked
 from raydino.launch.lock import Lock, refuse_if_held, run_lock
-from raydino.launch.resume import RUN_FILE, Meant, data_change, read_run, run_meant, steps_done, write
+from raydino.launch.resume import RUN_FILE, Meant, data_change, flat, read_run, run_meant, steps_done, write
 from raydino.launch.terminal.announce import plan_text
-from raydino.launch.terminal.command import Command, fail, parse, say
+from raydino.launch.terminal.command import SHORT, Command, fail, parse, say
 from raydino.launch.terminal.interrupts import Interrupts
 from raydino.recipe import Recipe
 
@@ -32,7 +33,29 @@ if TYPE_CHECKING:
 
 def main(recipe: Recipe, presets: Mapping[str, Recipe], *, description: str) -> None:
     """Run a recipe from the command line and leave with its exit status."""
-    command = parse(recipe, presets, description=description)
+    _leave_after(parse(recipe, presets, description=description))
+
+
+def main_after(
+    field: str, kinds: Mapping[str, Callable[[Recipe | None, str], Recipe]], *, description: str, needs: str
+) -> None:
+    """`main` of a recipe that begins with another run, which `field` of it names.
+
+    `kinds` make a preset of that run's recipe (None where no run is named) and of what was said; `needs` is the remedy where
+    nothing was.
+    """
+    try:
+        parent, spec = parent_asked(field, sys.argv[1:])
+        presets = {name: kind(parent, spec) for name, kind in kinds.items()}
+    except ConfigError as error:
+        fail(str(error))
+    command = parse(presets["laptop"], presets, description=description)
+    if not flat(command.recipe.dump())[field]:
+        fail(f"{SHORT[field]} ({field}) is missing: {needs}")
+    _leave_after(command)
+
+
+def _leave_after(command: Command) -> NoReturn:
     try:
         status = run(command)
     except ConfigError as error:

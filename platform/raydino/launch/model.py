@@ -13,6 +13,7 @@ from raydino.config import ConfigError, read_yaml_file
 from raydino.export.model import Model, frozen, open_timm
 from raydino.export.to_safetensors import is_export, read
 from raydino.keyed import key64
+from raydino.launch.lineage import at_step
 from raydino.methods.config import MethodConfig, SelfDistillationConfig
 from raydino.methods.method import build_centering
 from raydino.nn.config import BackboneConfig
@@ -44,7 +45,7 @@ def open_model(spec: str, *, device: str | torch.device = "cpu", pretrained: boo
         return _untrained(Path(rest), device)
     if is_export(Path(spec)):
         return read(Path(spec), device=device)
-    folder, step = _at_step(spec)
+    folder, step = at_step(spec)
     if (folder / "recipe.yaml").is_file():
         return _of_run(folder, step, device)
     raise ConfigError(f"model = {spec!r}: {_what(folder)}; give {SPECS}.")
@@ -56,16 +57,18 @@ def teacher_targets(spec: str, *, device: str | torch.device = "cpu") -> Callabl
     Its head, centre and temperature are those of the checkpoint that `open_model` takes. With Sinkhorn-Knopp, targets are of
     all N rows together. Where there is no head with prototypes, the reason in words. Raises ConfigError as `open_model`.
     """
-    folder, step = _at_step(spec)
+    folder, step = at_step(spec)
     if spec.startswith(("timm:", "random:")) or is_export(Path(spec)) or not (folder / "recipe.yaml").is_file():
         return "only the folder of a run has the head"
     recipe = read_yaml_file(folder / "recipe.yaml")
     known = SelfDistillationConfig.model_fields.keys() & {"head", "centering", "center_momentum", "teacher_temperature"}
     if not known <= recipe["method"].keys():
         return "its method has no prototypes"
+    if "teacher" in recipe["method"]:
+        return "its targets are those of another run's teacher"
     try:
         settings = SelfDistillationConfig().override({key: recipe["method"][key] for key in known})
-        saved = _saved(folder, step, device)
+        saved = saved_state(folder, step, device)
     except CheckpointError as error:
         raise ConfigError(f"model = {str(folder)!r}: {error}") from error
     weights = {key.removeprefix(HEAD): value for key, value in saved.model.items() if key.startswith(HEAD)}
@@ -89,16 +92,8 @@ def teacher_targets(spec: str, *, device: str | torch.device = "cpu") -> Callabl
 
 def run_folder(spec: str) -> Path | None:
     """The folder of the run that `spec` is of, None where it is of none."""
-    folder, _ = _at_step(spec.removeprefix("random:"))
+    folder, _ = at_step(spec.removeprefix("random:"))
     return folder if (folder / "recipe.yaml").is_file() else None
-
-
-def _at_step(spec: str) -> tuple[Path, int | None]:
-    """The folder and the step that a spec names; a folder that exists is never cut at an @ in its name."""
-    folder, at, step = spec.rpartition("@")
-    if at and step.isdecimal() and not Path(spec).exists():
-        return Path(folder), int(step)
-    return Path(spec), None
 
 
 def _what(path: Path) -> str:
@@ -128,7 +123,7 @@ def _recipe(folder: Path) -> tuple[BackboneConfig, Size, Normalisation, int]:
 def _of_run(folder: Path, step: int | None, device: str | torch.device) -> Model:
     config, size, normalisation, _ = _recipe(folder)
     try:
-        saved = _saved(folder, step, device)
+        saved = saved_state(folder, step, device)
     except CheckpointError as error:
         raise ConfigError(f"model = {str(folder)!r}: {error}") from error
     backbone = config.build(image_size=size, drop_path=0.0).to(device)
@@ -138,7 +133,7 @@ def _of_run(folder: Path, step: int | None, device: str | torch.device) -> Model
     return frozen(name, backbone, config, size=size, normalisation=normalisation, step=saved.step)
 
 
-def _saved(folder: Path, step: int | None, device: str | torch.device) -> Checkpoint:
+def saved_state(folder: Path, step: int | None, device: str | torch.device) -> Checkpoint:
     """The checkpoint of `step`, or the newest sound one. Raises ConfigError where there is none, CheckpointError for damage."""
     checkpoints = folder / "checkpoints"
     steps = [step_of(path) for path in committed(checkpoints)]

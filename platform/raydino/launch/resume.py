@@ -30,6 +30,7 @@ _EFFECTS = (  # the first that fits
     ("data.path", "the same images at another place: nothing changes"),
     ("init.weights", "the same weights at another place, or others: read before the first step alone"),
     ("init.digest", "other weights, read before the first step alone: training stays as it was"),
+    ("method.teacher.weights", "the same teacher at another place: nothing changes"),
     ("data.max_bad", "training stays as it was"),
     ("evals", "training stays as it was; figures before and after are judged differently"),
     ("seed", "another order, other crops and masks: images of this epoch may come twice or not at all"),
@@ -39,7 +40,14 @@ _EFFECTS = (  # the first that fits
     ("steps", "the order stays; schedules follow the new length from here on, as in no run of one recipe"),
     ("", "the order stays; steps before and after are trained differently, as in no run of one recipe"),
 )
-_SHAPES = ("backbone", "method.head", "method.ibot_head", "method.global_crops.size", "method.classes")
+_SHAPES = (
+    "backbone",
+    "method.head",
+    "method.ibot_head",
+    "method.global_crops.size",
+    "method.classes",
+    "method.teacher.head",
+)
 _NO_SHAPES = ("backbone.drop_path", "backbone.stochastic_depth", "backbone.token_std", "backbone.layer_scale")
 
 

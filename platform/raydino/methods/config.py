@@ -23,7 +23,7 @@ BLUR = {"official": (0.0, 0.9), "paper": (1.0, 0.1)}
 class Curriculum(Config):
     """A resolution schedule: a first part of the run on smaller crops, the rest at full size.
 
-    DINOv2 has its short high-resolution phase last (section 5), FastDINOv2 trains at half the side for 75 % of the epochs
+    DINOv2 has its short high-resolution phase last (section 4), FastDINOv2 trains at half the side for 75 % of the epochs
     (Zhang et al. 2025, arXiv 2507.03779). Position embeddings lie on the grid of the full size from the start and are resampled
     for smaller crops, as they are for local ones, so that no weight changes its shape when the size does.
     """
@@ -99,6 +99,9 @@ class MethodConfig(Config):
         sizes = {"crops.global.size": self.curriculum.global_size, "crops.local.size": self.curriculum.local_size}
         return self.views(backbone).override(sizes)
 
+    def check_network(self, backbone: BackboneConfig) -> None:
+        """Raise ValueError where the method cannot train a network of this kind."""
+
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""
         raise TypeError(f"{type(self).__name__} names no method; use DINOConfig, DINOv2Config or a class of your own")
@@ -159,13 +162,13 @@ class DINOConfig(SelfDistillationConfig):
         return DINO(self, backbone, steps=steps)
 
 
-class DINOv2Config(SelfDistillationConfig):
-    """DINOv2 (Oquab et al. 2023, arXiv 2304.07193): DINO on masked global crops, plus iBOT and KoLeo. Defaults: vitl16_short."""
+class DINOv2Shared(SelfDistillationConfig):
+    """What DINOv2 and distillation from one of its teachers share: everything but the masks. Defaults: vitl16_short."""
 
     last_layer_rule: ClassVar[Literal["no_gradient", "no_rate"]] = "no_rate"
 
     global_crops: Crops = Crops(count=2, size=224, scale=(0.32, 1.0), solarize=(0.0, 0.2))
-    """Large views, masked for the student."""
+    """Large views, seen by student and teacher; those of DINOv2's student are masked."""
     local_crops: Crops = Crops(count=8, size=96, scale=(0.05, 0.32))
     """Small views, seen by the student only; count 0 for none."""
     blur: Literal["official", "paper", "custom"] = "official"
@@ -175,12 +178,10 @@ class DINOv2Config(SelfDistillationConfig):
     """Projection head for the cls token, and for patches too unless `ibot_head` is set."""
     ibot_head: HeadConfig | None = None
     """A head of its own for patches (DINOv2's long recipe); None shares `head`."""
-    masks: Masks = Masks()
-    """Which patches of the global crops the student does not see."""
     dino_weight: Weight = 1.0
     """Weight of the cls loss (mean over all teacher-student pairs of views)."""
     ibot_weight: Weight = 1.0
-    """Weight of the masked-patch loss."""
+    """Weight of the patch loss."""
     koleo_weight: Weight = 0.1
     """Weight of the KoLeo regulariser, applied to each global view."""
     teacher_temperature: Schedule = constant(0.07, warmup=0.3, warmup_from=0.04)
@@ -198,8 +199,6 @@ class DINOv2Config(SelfDistillationConfig):
             raise ValueError(
                 "dino_weight and ibot_weight are both 0; one of them must be positive for the teacher to teach"
             )
-        if self.ibot_weight > 0 and self.masks.probability == 0:
-            raise ValueError("ibot_weight > 0 needs masked crops; set masks.probability above 0 or ibot_weight to 0")
         return self
 
     @model_validator(mode="after")
@@ -218,9 +217,25 @@ class DINOv2Config(SelfDistillationConfig):
 
     def views(self, backbone: BackboneConfig) -> Views:
         """What the method asks to see of an image, for a network of this kind."""
-        masks = self.masks if self.ibot_weight > 0 else None
         blur = {} if self.blur == "custom" else {"crops.global.blur": BLUR[self.blur], "crops.local.blur": (0.5,)}
-        return super().views(backbone).override({"masks": masks, **blur})
+        return super().views(backbone).override(blur)
+
+
+class DINOv2Config(DINOv2Shared):
+    """DINOv2 (Oquab et al. 2023, arXiv 2304.07193): DINO on masked global crops, plus iBOT and KoLeo. Defaults: vitl16_short."""
+
+    masks: Masks = Masks()
+    """Which patches of the global crops the student does not see."""
+
+    @model_validator(mode="after")
+    def _ibot_has_masks(self) -> Self:
+        if self.ibot_weight > 0 and self.masks.probability == 0:
+            raise ValueError("ibot_weight > 0 needs masked crops; set masks.probability above 0 or ibot_weight to 0")
+        return self
+
+    def views(self, backbone: BackboneConfig) -> Views:
+        """What the method asks to see of an image, for a network of this kind."""
+        return super().views(backbone).override({"masks": self.masks if self.ibot_weight > 0 else None})
 
     def build(self, backbone: BackboneConfig, *, steps: int) -> "Method":
         """The method with freshly initialised student and teacher, for a run of `steps` steps."""

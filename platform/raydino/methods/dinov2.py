@@ -8,12 +8,13 @@ Letters: V global views, L local views, B images, P patches, M masked patches in
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from raydino.methods.config import DINOv2Config
+from raydino.methods.config import DINOv2Shared
 from raydino.methods.method import SelfDistillation, StepOutput, build_centering, teacher_diagnostics
 from raydino.nn.config import BackboneConfig
 from raydino.nn.losses import dino_loss, ibot_loss, koleo_loss
@@ -30,16 +31,31 @@ class Said:
     features: Float[Tensor, "V B D"]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The patches that the student is asked about, those of all global crops in a row."""
+
+    hidden: Bool[Tensor, "VB P"] | None
+    """Which the student does not see; None where it sees all."""
+    rows: Int[Tensor, " M"] | slice
+    """Which it is asked about."""
+    weights: Float[Tensor, " M"]
+    """1 over the number that its crop has of them."""
+    crops: int
+    """V B, also those with none."""
+
+
 class DINOv2(SelfDistillation):
     """See the module docstring."""
 
-    settings: DINOv2Config  # pyright: ignore[reportIncompatibleVariableOverride] never assigned again, so a subclass will do
+    settings: DINOv2Shared  # pyright: ignore[reportIncompatibleVariableOverride] never assigned again, so a subclass will do
+    masked: ClassVar[bool] = True
+    """Whether patches that the student is asked about are hidden from it."""
 
-    def __init__(self, config: DINOv2Config, backbone: BackboneConfig, *, steps: int) -> None:
-        masked = config.ibot_weight > 0
-        ibot_head = config.ibot_head if masked else None
-        super().__init__(config, backbone, steps=steps, masked=masked, ibot_head=ibot_head)
-        self.masked = masked
+    def __init__(self, config: DINOv2Shared, backbone: BackboneConfig, *, steps: int) -> None:
+        scored = config.ibot_weight > 0
+        ibot_head = config.ibot_head if scored else None
+        super().__init__(config, backbone, steps=steps, masked=scored and self.masked, ibot_head=ibot_head)
         self.centering = build_centering(
             config.centering, prototypes=config.head.prototypes, momentum=config.center_momentum
         )
@@ -50,47 +66,51 @@ class DINOv2(SelfDistillation):
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Losses `dino_global`, `dino_local`, `ibot` and `koleo` of one micro-batch."""
-        masks = None
-        if self.masked and batch.masks is not None:
-            masks = batch.masks.flatten(0, 1)
-            batch = batch if batch.masked is not None else batch.to(masks.device)
-        teacher = self.teacher_says(batch, masks, step)
-        student = self.student_says(batch, masks)
-        return self.losses(teacher, student, masks, batch.masked)
+        asked = self.asks(batch) if self.settings.ibot_weight > 0 else None
+        teacher = self.teacher_says(batch, asked, step)
+        student = self.student_says(batch, asked)
+        return self.losses(teacher, student, asked)
+
+    def asks(self, batch: Batch) -> Asked | None:
+        """The masked patches; None for a batch without masks."""
+        if batch.masks is None:
+            return None
+        masks = batch.masks.flatten(0, 1)
+        rows = batch.masked if batch.masked is not None else batch.to(masks.device).masked
+        assert rows is not None, "there are masks"
+        hidden = masks.sum(dim=1, keepdim=True)  # masked patches per crop
+        weights = (1.0 / hidden.clamp(min=1)).expand_as(masks).flatten()[rows]
+        return Asked(masks, rows, weights, crops=len(masks))
 
     @torch.no_grad()
-    def teacher_says(self, batch: Batch, masks: Bool[Tensor, "VB P"] | None, step: int) -> Said:
-        """Targets for the whole global crops: cls tokens, and the patches that the student will not see."""
-        crops, temperature = batch.crops["global"], self.teacher_temperature(step)
-        tokens = self.teacher.backbone(crops.flatten(0, 1))
-        cls = self.centering(self.teacher.head(self.teacher_cls(batch, tokens.cls)), temperature=temperature)
+    def teacher_says(self, batch: Batch, asked: Asked | None, step: int) -> Said:
+        """Targets for the whole global crops: cls tokens, and the patches that the student is asked about."""
+        crops, temperature, teacher = batch.crops["global"], self.teacher_temperature(step), self.teaching
+        tokens = teacher.backbone(crops.flatten(0, 1))
+        cls = self.centering(teacher.head(self.teacher_cls(batch, tokens.cls)), temperature=temperature)
         patches = None
-        if masks is not None:
-            ibot_head = self.teacher.ibot_head or self.teacher.head
-            patches = self.ibot_centering(
-                ibot_head(tokens.patches.flatten(0, 1)[batch.masked]), temperature=temperature
-            )
+        if asked is not None:
+            ibot_head = teacher.ibot_head or teacher.head
+            patches = self.ibot_centering(ibot_head(tokens.patches.flatten(0, 1)[asked.rows]), temperature=temperature)
         return Said(cls.unflatten(0, (-1, batch.images)), patches, tokens.cls.unflatten(0, crops.shape[:2]))
 
-    def student_says(self, batch: Batch, masks: Bool[Tensor, "VB P"] | None) -> Said:
-        """Scores for masked global crops, local crops and masked patches; one head pass for all that share a head."""
+    def student_says(self, batch: Batch, asked: Asked | None) -> Said:
+        """Scores for global crops, local crops and the patches asked about; one head pass for all that share a head."""
         crops, student = batch.crops["global"], self.student
-        tokens = student.backbone(crops.flatten(0, 1), masks)
+        tokens = student.backbone(crops.flatten(0, 1), None if asked is None else asked.hidden)
         cls = tokens.cls
         if self.settings.local_crops.count:
             cls = torch.cat([cls, student.backbone(batch.crops["local"].flatten(0, 1)).cls])
-        if masks is None:
+        if asked is None:
             scores, patches = student.head(cls), None
         elif student.ibot_head is not None:
-            scores, patches = student.head(cls), student.ibot_head(tokens.patches.flatten(0, 1)[batch.masked])
+            scores, patches = student.head(cls), student.ibot_head(tokens.patches.flatten(0, 1)[asked.rows])
         else:
-            hidden = tokens.patches.flatten(0, 1)[batch.masked]
-            scores, patches = student.head(torch.cat([cls, hidden])).split([len(cls), len(hidden)])
+            rows = tokens.patches.flatten(0, 1)[asked.rows]
+            scores, patches = student.head(torch.cat([cls, rows])).split([len(cls), len(rows)])
         return Said(scores.unflatten(0, (-1, batch.images)), patches, tokens.cls.unflatten(0, crops.shape[:2]))
 
-    def losses(
-        self, teacher: Said, student: Said, masks: Bool[Tensor, "VB P"] | None, masked: Int[Tensor, " M"] | None
-    ) -> StepOutput:
+    def losses(self, teacher: Said, student: Said, asked: Asked | None) -> StepOutput:
         """The weighted losses between what the teacher and the student said."""
         config = self.settings
         on_global, on_local = dino_loss(
@@ -100,14 +120,12 @@ class DINOv2(SelfDistillation):
             global_views=len(teacher.features),
         )
         losses = {"dino_global": config.dino_weight * on_global, "dino_local": config.dino_weight * on_local}
-        if masks is not None and student.patches is not None and teacher.patches is not None:
-            hidden = masks.sum(dim=1, keepdim=True)  # masked patches per crop
-            weights = (1.0 / hidden.clamp(min=1)).expand_as(masks).flatten()[masked]
+        if asked is not None and student.patches is not None and teacher.patches is not None:
             losses["ibot"] = config.ibot_weight * ibot_loss(
                 student_scores=student.patches,
                 teacher_probs=teacher.patches,
-                weights=weights,
-                crops=len(masks),
+                weights=asked.weights,
+                crops=asked.crops,
                 temperature=config.student_temperature,
             )
         if config.koleo_weight > 0:

@@ -80,6 +80,10 @@ class Method(nn.Module):
     def forget_step(self) -> None:
         """Drop what forward passes have gathered for `after_step`: the step is skipped. All ranks call it together."""
 
+    def networks(self) -> list[Network]:
+        """The student, the teacher, and any other network that it holds."""
+        return [part for part in self.children() if isinstance(part, Network)]
+
     def encoder(self) -> Backbone:
         """The teacher's backbone: what evaluations judge and exports hand out (DINO, section 3.1)."""
         return self.teacher.backbone
@@ -118,6 +122,11 @@ class SelfDistillation(Method):
 
         super().__init__(config, network(backbone.drop_path), network(0.0), masked=masked, steps=steps)
 
+    @property
+    def teaching(self) -> Network:
+        """The network whose targets the student learns."""
+        return self.teacher
+
     def centerings(self) -> list[Centering]:
         """The target normalisers, for `after_step`."""
         return [module for module in self.children() if isinstance(module, Centering)]
@@ -138,7 +147,7 @@ class SelfDistillation(Method):
         """The teacher's cls features of all crops it is to see: `on_global` as they are, those of local crops after them."""
         if self.settings.teacher_sees == "global" or not self.settings.local_crops.count:
             return on_global
-        return torch.cat([on_global, self.teacher.backbone(batch.crops["local"].flatten(0, 1)).cls])
+        return torch.cat([on_global, self.teaching.backbone(batch.crops["local"].flatten(0, 1)).cls])
 
     def teacher_temperature(self, step: int) -> float:
         """Temperature of the teacher's softmax at `step`."""

@@ -15,11 +15,16 @@ SHOWN = 3  # tensors named in a message; the others are counted
 
 
 def weights_digest(network: nn.Module) -> str:
-    """sha256 over names, types, shapes and values of all weights and buffers, in the order of their names; hexadecimal."""
+    """`digest_of` all weights and buffers of a network."""
+    return digest_of(network.state_dict())
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and values, in the order of the names; hexadecimal."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

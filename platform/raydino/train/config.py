@@ -34,10 +34,13 @@ class OptimConfig(Config):
 
 
 class InitConfig(Config):
-    """Where the backbones of student and teacher begin; heads always begin afresh."""
+    """Where student and teacher begin: at random, or from known weights."""
 
     weights: Annotated[str, Field(pattern=r"^[^\x00]*$")] = ""
     """Weights to go on from, as evaluate.py names a model (a run, timm:NAME, a folder of export.py); empty for random ones."""
+    parts: Literal["backbone", "all"] = "backbone"
+    """What is taken: the backbone, under fresh heads, or of a run all of its last state but the optimiser's: student, teacher,
+    heads and centres, as recipes/highres.py does."""
     digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """sha256 of those weights; filled in when the run starts, or given to insist on them."""
     frozen_steps: Length = 0
@@ -45,8 +48,8 @@ class InitConfig(Config):
 
     @model_validator(mode="after")
     def _only_with_weights(self) -> Self:
-        if not self.weights and (self.digest or self.frozen_steps):
-            raise ValueError("digest and frozen_steps are about weights; give weights too")
+        if not self.weights and (self.digest or self.frozen_steps or self.parts == "all"):
+            raise ValueError("parts, digest and frozen_steps are about weights; give weights too")
         return self
 
 

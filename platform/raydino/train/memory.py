@@ -41,6 +41,7 @@ class Memory:
     student: int
     """Its parameters and buffers, and those of the losses."""
     teacher: int
+    """The parameters of all other networks."""
     gradients: int
     moments: int
     activations: int
@@ -104,7 +105,7 @@ def _of_worker(loop: steps.Loop, traced: int, *, share: int, workers: int, devic
     beside = traced if workers > 1 and share == 1 else traced - gradients
     return Memory(
         student=_bytes(method.student.parameters()) // share + _bytes(method.buffers()),
-        teacher=_bytes(method.teacher.parameters()) // share,
+        teacher=(_bytes(method.parameters()) - _bytes(method.student.parameters())) // share,
         gradients=gradients,
         moments=trained * MOMENTS[optimizer] // share,
         activations=max(beside, temporary),

@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def shard_method(
     method: Method, device: torch.device, *, compute: Literal["bf16", "fp32"], reduce: Literal["bf16", "fp32"]
 ) -> None:
-    """Shard student and teacher over all ranks, in place: each block, what else their backbones have, each head.
+    """Shard student, teacher and other networks over all ranks, in place: each block, what else their backbones have, each head.
 
     Parameters stay in float32 and are gathered in the precision of `compute`; gradients are averaged in that of `reduce`. Groups
     move to `device` one at a time, so a network that fits on no device alone can still be sharded.
@@ -36,7 +36,7 @@ def shard_method(
     policy = MixedPrecisionPolicy(
         param_dtype=None if compute == "fp32" else DTYPES[compute], reduce_dtype=DTYPES[reduce]
     )
-    for network in (method.student, method.teacher):
+    for network in method.networks():
         for part in _parts(network):
             fully_shard(part, mesh=mesh, mp_policy=policy)
     fully_shard(method, mesh=mesh)  # without parameters of its own: it ties the others together

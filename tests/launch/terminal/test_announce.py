@@ -3,7 +3,9 @@ from dataclasses import replace
 from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.terminal.announce import plan_text, tokens_per_image
+from raydino.methods.distillation_config import DistillationConfig, FrozenTeacher
 from raydino.recipe import Recipe
+from raydino.train.config import InitConfig
 
 FACTS = Facts(images=10_000, classes=10, dropped=16, read_amplification=1.0, parameters=1000, images_per_second=32.0)
 
@@ -40,6 +42,20 @@ def test_plan_text__says_how_long_crops_are_small():
         recipe, ClusterConfig(), FACTS, warnings=[]
     )
     assert "pixels" not in plan_text(Recipe(), ClusterConfig(), FACTS, warnings=[])
+
+
+def test_plan_text__says_what_a_run_begins_with():
+    weights = {"init": InitConfig(weights="runs/a", digest="1" * 64, parts="all")}
+    phase, cluster = Recipe().override(weights), ClusterConfig()
+    assert "begins   with the last state of runs/a (sha256 111111111111…)" in plan_text(
+        phase, cluster, FACTS, warnings=[]
+    )
+    backbone = plan_text(phase.override({"init.parts": "backbone"}), cluster, FACTS, warnings=[])
+    assert "with the backbone of runs/a" in backbone and "frozen" not in backbone
+    teacher = FrozenTeacher(weights="runs/b", digest="2" * 64)
+    distilled = plan_text(Recipe(method=DistillationConfig(teacher=teacher)), cluster, FACTS, warnings=[])
+    assert "frozen   teacher of runs/b, vit_small_patch16_224 (sha256 222222222222…)" in distilled
+    assert "begins" not in distilled
 
 
 def test_tokens_per_image__counted_patch_by_patch():

@@ -120,7 +120,7 @@ def test_train_worker__the_stream_begins_before_the_model_is_built_and_ends_if_t
         begun.append((start_step, Begun()))
         return begun[-1][1]
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         assert len(begun) == 1 and not begun[0][1].closed
         raise MemoryError("no room for the model")
 

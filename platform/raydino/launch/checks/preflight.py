@@ -280,7 +280,11 @@ def _size_warnings(recipe: Recipe, facts: Facts) -> list[str]:
         )
     start = method.teacher_momentum.start
     fitting = rules.teacher_momentum(steps=recipe.steps, global_batch=recipe.global_batch)
-    if start < 1 and 1 / (1 - start) > max(MEMORY_MOST * recipe.steps, 1.5 / (1 - fitting)):
+    if (
+        recipe.init.parts != "all"
+        and start < 1
+        and 1 / (1 - start) > max(MEMORY_MOST * recipe.steps, 1.5 / (1 - fitting))
+    ):
         out.append(
             f"method.teacher_momentum.start = {start}: the teacher remembers {1 / (1 - start):,.0f} steps of a run of "
             f"{recipe.steps:,}, so it stays near its random start; {fitting} suits this length."

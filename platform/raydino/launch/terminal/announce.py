@@ -7,6 +7,7 @@ from raydino.config import in_steps
 from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.terminal.shown import in_bytes, public_uri
+from raydino.methods.distillation_config import DistillationConfig
 from raydino.recipe import Recipe
 
 
@@ -56,6 +57,12 @@ def plan_text(
         ("place", f"Ray {cluster.address}, decode_in {cluster.decode_in}, precision {cluster.precision}"),
         ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
     ]
+    if recipe.init.weights:
+        what = "the last state" if recipe.init.parts == "all" else "the backbone"
+        rows.append(("begins", f"with {what} of {recipe.init.weights} (sha256 {recipe.init.digest[:12]}…)"))
+    if isinstance(method := recipe.method, DistillationConfig):
+        frozen = method.teacher
+        rows.append(("frozen", f"teacher of {frozen.weights}, {frozen.backbone.name} (sha256 {frozen.digest[:12]}…)"))
     if (small := recipe.method.curriculum) is not None:
         short = in_steps(small.length, steps)
         local = f" and {small.local_size}" if recipe.method.local_crops.count else ""

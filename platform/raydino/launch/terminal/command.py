@@ -25,7 +25,12 @@ from raydino.tracking.redact import redact_text
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-SHORT = {"data.path": "--data", "method.head.prototypes": "--method.prototypes"}
+SHORT = {
+    "data.path": "--data",
+    "method.head.prototypes": "--method.prototypes",
+    "init.weights": "--from",
+    "method.teacher.weights": "--teacher",
+}
 """Short spellings of the flags that are typed most."""
 SWITCHES = frozenset({"dry_run", "profile"})
 """Flags that take no value."""

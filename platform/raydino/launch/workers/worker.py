@@ -95,8 +95,7 @@ def _train(job: Job, progress: _Progress, claim: Owners | None = None) -> None:
     checkpoint = choose(job, device)
     start = 0 if checkpoint is None else step_of(checkpoint)
     with closing(_stream(job, inputs, claim, start=start)) as stream:  # first: it needs seconds for its first batch
-        begin = job.run_dir if recipe.init.weights and checkpoint is None else None
-        loop = build_loop(recipe, job.cluster, device, begin)
+        loop = build_loop(recipe, job.cluster, device, job.run_dir, fresh=checkpoint is None)
         keeper = Keeper(job, loop, claim)
         progress.done = keeper.restore(checkpoint)
         _train_on(stream, job, inputs, loop, progress, keeper)
@@ -196,9 +195,11 @@ def _stream(job: Job, inputs: Inputs, claim: Owners | None, *, start: int) -> Ph
     )
 
 
-def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device, begin: Path | None = None) -> Loop:
-    """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed, the backbones from
-    the initial weights in the run's folder `begin` where one is given."""
+def build_loop(
+    recipe: Recipe, cluster: ClusterConfig, device: torch.device, run_dir: Path | None = None, *, fresh: bool = True
+) -> Loop:
+    """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed and from the copies in
+    the run's folder, where one is given: initial weights for a `fresh` run, a frozen teacher for any."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what autocast leaves in float32
@@ -206,13 +207,13 @@ def build_loop(recipe: Recipe, cluster: ClusterConfig, device: torch.device, beg
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps)
-    if begin is not None:
-        begin_from(method, begin, recipe)
+    if run_dir is not None:
+        begin_from(method, run_dir, recipe, fresh=fresh)
     precision = cluster.precision_on(native_bf16=native_bf16(device))
     attention = cluster.attention_on(on_cpu=device.type == "cpu", precision=precision, tokens=recipe.tokens)
     use_attention(method, fused=attention == "fused")
     if cluster.compile:
-        for network in (method.student, method.teacher):
+        for network in method.networks():
             compile_blocks(network.backbone)
     if cluster.checkpoint_activations:
         recompute_blocks(method.student.backbone)

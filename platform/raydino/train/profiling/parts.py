@@ -44,7 +44,8 @@ def marked(method: Method, module: nn.Module) -> Iterator[None]:
     The backward pass has no ranges: its operations are of the part whose forward pass made them (trace.py).
     """
     places: list[tuple[nn.Module, str]] = [(module, LOSSES)]
-    for network, backbone in ((method.student, STUDENT), (method.teacher, TEACHER)):
+    for network in method.networks():
+        backbone = STUDENT if network is method.student else TEACHER
         heads = (network.head, network.ibot_head)
         places += [(network.backbone, backbone), *((head, HEADS) for head in heads if head is not None)]
     handles = [handle for place, name in places for handle in _mark(place, name)]

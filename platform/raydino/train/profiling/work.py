@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from raydino.methods.config import DINOv2Config, MethodConfig, SelfDistillationConfig, SupervisedConfig
+from raydino.methods.config import DINOv2Shared, MethodConfig, SelfDistillationConfig, SupervisedConfig
+from raydino.methods.method import SelfDistillation
 from raydino.nn.config import BackboneConfig
 from raydino.train.profiling.parts import HEADS, STUDENT, TEACHER
 from raydino.views import Crops
@@ -38,12 +39,17 @@ def work_per_image(config: MethodConfig, backbone: BackboneConfig, *, images: in
         method = config.build(backbone, steps=1)
         crops = [_crops(group, backbone.channels, 1) for group in (large, small) if group.count]
         student = sum(_count(plain, crop, backward=True) for crop in crops)
-        teacher = _count(plain, crops[0], backward=False) if teaches else 0.0
+        teaching = method.teaching if isinstance(method, SelfDistillation) else method.teacher
+        teacher = _count(teaching.backbone, crops[0], backward=False) if teaches else 0.0
         views = large.count + small.count
-        heads = _head(method.student.head, plain.width, views, large.count if teaches else 0)
-        if isinstance(config, DINOv2Config) and config.ibot_weight > 0:
-            hidden = large.count * config.masks.probability * sum(config.masks.ratio) / 2 * _patches(large, backbone)
-            heads += _head(method.student.ibot_head or method.student.head, plain.width, hidden, hidden)
+        heads = _head(method.student.head, plain.width, views, backward=True)
+        heads += _head(teaching.head, teaching.backbone.width, large.count, backward=False) if teaches else 0.0
+        if isinstance(config, DINOv2Shared) and config.ibot_weight > 0:
+            asked, masks = large.count * _patches(large, backbone), config.views(backbone).masks
+            if masks is not None:
+                asked *= masks.probability * sum(masks.ratio) / 2
+            for network, backward in ((method.student, True), (teaching, False)):
+                heads += _head(network.ibot_head or network.head, network.backbone.width, asked, backward=backward)
         effective = student
         if backbone.drop_path > 0 and backbone.stochastic_depth == "batch_subset":
             crops = [_crops(group, backbone.channels, images) for group in (large, small) if group.count]
@@ -60,10 +66,9 @@ def _patches(group: Crops, backbone: BackboneConfig) -> int:
     return (group.height // backbone.patch_size) * (group.width // backbone.patch_size)
 
 
-def _head(head: nn.Module, width: int, student_rows: float, teacher_rows: float) -> float:
-    """A head's share: rows that the student scores and learns from, and rows that the teacher scores."""
-    row = torch.empty(1, width, requires_grad=True)
-    return _count(head, row, backward=True) * student_rows + _count(head, row, backward=False) * teacher_rows
+def _head(head: nn.Module, width: int, rows: float, *, backward: bool) -> float:
+    """What a head costs for so many rows."""
+    return _count(head, torch.empty(1, width, requires_grad=True), backward=backward) * rows
 
 
 def _count(network: Callable[..., object], x: Tensor, *, backward: bool) -> float:
