@@ -31,6 +31,8 @@ def figure(scores: Sequence[Scores]) -> "Figure":
     for axes, head in zip(panels, heads, strict=True):
         for index, group in enumerate(groups):
             seeds = [s for s in scores if (s.head, s.group) == (head, group)]
+            if not seeds:  # raw pixels have no regression
+                continue
             every = [[s.at_level(level) for s in seeds] for level in levels]
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(levels, [mean(values) for values in every], marker="o", markersize=3, color=colour, label=group)

@@ -4,10 +4,11 @@ Images are corrupted one kind and level at a time, once for all networks; nothin
 Letters: N images, C channels, H W pixels, D width, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +27,23 @@ from raydino.evals.linear import held_back_rows
 from raydino.evals.logistic import Logistic
 from raydino.launch.robustness.groups import Member
 from raydino.launch.robustness.scores import Scores
+from raydino.launch.subjects import PIXELS
 from raydino.shards.reader import open_collection
 
 if TYPE_CHECKING:
     from raydino.export.model import Model
 
-HEADS = ("knn", "logistic")
 BATCH = 256
+
+
+class Answer(NamedTuple):
+    """What a head says of images."""
+
+    head: str
+    labels: np.ndarray
+    """[N]."""
+    logits: np.ndarray | None
+    """[N, K], before any temperature; None for a head without probabilities."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,21 @@ class Heads:
 
     knn: Callable[[Tensor], np.ndarray]
     """Features [N, D] to labels [N]."""
-    logits: Callable[[Tensor], np.ndarray]
-    """Features [N, D] to logits [N, K]."""
-    temperature: float
-    strength: float
+    logits: Callable[[Tensor], np.ndarray] | None
+    """Features [N, D] to logits [N, K]; None where regression was left out."""
+    temperature: float = 1.0
+
+    def __call__(self, features: Tensor) -> list[Answer]:
+        """What the heads say of features [N, D]."""
+        found = [Answer("knn", self.knn(features), None)]
+        if self.logits is not None:
+            logits = self.logits(features)
+            found.append(Answer("logistic", logits.argmax(1), logits))
+        return found
+
+    def ece(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """Expected calibration error after temperature scaling."""
+        return calibration_error(softmax(logits / self.temperature, axis=1), labels)
 
 
 def judges(images: ImageSet, *, name: str) -> Judges:
@@ -94,29 +116,36 @@ def shifted(path: str, like: ImageSet, classes: tuple[str, ...]) -> Judges:
 
 
 def fit_heads(subject: Subject, labelled: Labelled, knn: KNNConfig, logistic: LogisticConfig) -> Heads:
-    """Heads on the clean bank: all of it votes; regression learns from it but for a part that C and temperature are chosen on."""
+    """Heads on the clean bank: all of it votes; regression learns from it but for a part that C and temperature are chosen on.
+
+    Of raw pixels k-NN alone: regression on 3,072 values of hardly any curvature takes longer than all networks together.
+    """
     backbone = subject.model.backbone
     device = next(backbone.parameters()).device
     bank, labels = extract(backbone, labelled.bank, labelled.normalisation, device=device)
-    x, y, count = bank.double().cpu().numpy(), labels.cpu().numpy(), len(labelled.classes)
+    classes = len(labelled.classes)
+
+    def vote(features: Tensor) -> np.ndarray:
+        votes = classify(bank, labels, features, classes=classes, k=knn.k, temperature=knn.temperature)
+        return votes.argmax(1).cpu().numpy()
+
+    if subject.group == PIXELS:
+        return Heads(vote, None)
+    x, y = bank.double().cpu().numpy(), labels.cpu().numpy()
     learn, held_back = held_back_rows(len(x), share=logistic.holdout, seed=labelled.seed)
     regression = Logistic(logistic)
     found = regression.sweep(x, y, seed=labelled.seed)
-    strength = max(found, key=lambda c: found[c])
-    model = regression.fit(x[learn], y[learn], strength)
+    best = max(found, key=lambda strength: found[strength])  # of equals the first, as in evals/logistic.py
+    model = regression.fit(x[learn], y[learn], best)
 
     def logits(features: Tensor) -> np.ndarray:
         scores = model.decision_function(features.double().cpu().numpy())
-        every = np.full((len(scores), count), -np.inf)
+        every = np.full((len(scores), classes), -np.inf)
         # Of two classes scikit-learn gives one logit, the second's.
         every[:, model.classes_] = scores if scores.ndim == 2 else np.stack([np.zeros(len(scores)), scores], axis=1)
         return every
 
-    def vote(features: Tensor) -> np.ndarray:
-        votes = classify(bank, labels, features, classes=count, k=knn.k, temperature=knn.temperature)
-        return votes.argmax(1).cpu().numpy()
-
-    return Heads(vote, logits, fit_temperature(logits(bank[held_back]), y[held_back]), strength)
+    return Heads(vote, logits, fit_temperature(logits(bank[held_back]), y[held_back]))
 
 
 def encode(subject: Subject, pixels: np.ndarray) -> Tensor:
@@ -134,7 +163,7 @@ def encode(subject: Subject, pixels: np.ndarray) -> Tensor:
 def measure(
     subjects: Sequence[Subject],
     labelled: Labelled,
-    shifts: dict[str, Judges],
+    shifts: Mapping[str, Judges],
     *,
     knn: KNNConfig,
     logistic: LogisticConfig,
@@ -144,84 +173,62 @@ def measure(
     clean = judges(labelled.queries, name="data")
     heads = [fit_heads(subject, labelled, knn, logistic) for subject in subjects]
     say(f"heads of {len(subjects)} networks learned from {len(labelled.bank):,} clean images")
-    found = [
-        scores
-        for subject, head in zip(subjects, heads, strict=True)
-        for scores in _clean_and_shifted(subject, head, clean, shifts)
-    ]
-    kinds: list[dict[str, list[float]]] = [{} for _ in found]
-    errors = np.zeros(len(subjects))
-    for kind, pixels in corrupted(clean, seed=labelled.seed):
+    kinds: dict[tuple[int, str], dict[str, list[float]]] = {}
+    errors: dict[tuple[int, str], list[float]] = {}
+    for kind, level, pixels in corrupted(clean, seed=labelled.seed):
         for index, (subject, head) in enumerate(zip(subjects, heads, strict=True)):
-            features = encode(subject, pixels)
-            logits = head.logits(features)
-            answers = head.knn(features), logits.argmax(1)
-            for place, answer in enumerate(answers):
+            for name, answer, logits in head(encode(subject, pixels)):
                 right = float((answer == clean.labels).mean())
-                kinds[len(HEADS) * index + place].setdefault(kind, []).append(right)
-            errors[index] += calibration_error(softmax(logits / head.temperature, axis=1), clean.labels)
-        if all(len(levels[kind]) == len(LEVELS) for levels in kinds):
+                kinds.setdefault((index, name), {}).setdefault(kind, []).append(right)
+                if logits is not None:
+                    errors.setdefault((index, name), []).append(head.ece(logits, clean.labels))
+        if level == LEVELS[-1]:
             say(f"{kind}: done")
     complete = []
-    for index, scores in enumerate(found):
-        extra = {"ECE, corrupted": errors[index // len(HEADS)] / (len(KINDS) * len(LEVELS))}
-        calibration = {**scores.calibration, **extra} if scores.calibration else {}
-        complete.append(replace(scores, kinds=kinds[index], calibration=calibration))
+    for index, (subject, head) in enumerate(zip(subjects, heads, strict=True)):
+        for scores in _clean_and_shifted(subject, head, clean, shifts):
+            key = index, scores.head
+            far = {"ECE, corrupted": fmean(errors[key])} if key in errors else {}
+            complete.append(replace(scores, kinds=kinds[key], calibration={**scores.calibration, **far}))
     return complete
 
 
-def corrupted(images: Judges, *, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The images at every kind and level, level after level: the kind and uint8 [N, H, W, C]."""
+def corrupted(images: Judges, *, seed: int) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The images at every kind and level: kind, level and uint8 [N, H, W, C]."""
+    pairs = list(zip(images.pixels, images.ids, strict=True))
     for kind in KINDS:
         for level in LEVELS:
-            yield (
-                kind,
-                np.stack(
-                    [
-                        corrupt(image, kind, level, image_id=image_id, seed=seed)
-                        for image, image_id in zip(images.pixels, images.ids, strict=True)
-                    ]
-                ),
-            )
+            yield kind, level, np.stack([corrupt(image, kind, level, image_id=key, seed=seed) for image, key in pairs])
 
 
-def _clean_and_shifted(subject: Subject, head: Heads, clean: Judges, shifts: dict[str, Judges]) -> list[Scores]:
-    """Scores without corruptions, by head in the order of HEADS."""
-    features = encode(subject, clean.pixels)
-    logits = head.logits(features)
-    answers = head.knn(features), logits.argmax(1)
-    calibration = {
-        "temperature": head.temperature,
-        "NLL": negative_log_likelihood(logits, clean.labels, temperature=head.temperature),
-        "ECE before": calibration_error(softmax(logits, axis=1), clean.labels),
-        "ECE": calibration_error(softmax(logits / head.temperature, axis=1), clean.labels),
-    }
-    by_head: list[dict[str, tuple[float, float]]] = [{}, {}]
-    for name, images in shifts.items():
-        rows = encode(subject, images.pixels)
-        far = head.logits(rows)
-        occurring = np.intersect1d(images.labels, clean.labels)
-        if not len(occurring):
-            raise ConfigError(f"shift = {name!r}: no class of it is among the clean test images; give --images more.")
-        for place, answer in enumerate((head.knn(rows), far.argmax(1))):
-            by_head[place][name] = (
-                class_mean(answers[place], clean.labels, occurring),
-                class_mean(answer, images.labels, occurring),
+def _clean_and_shifted(subject: Subject, head: Heads, clean: Judges, shifts: Mapping[str, Judges]) -> list[Scores]:
+    """Scores without corruptions, one for each head."""
+    near = head(encode(subject, clean.pixels))
+    far = {name: head(encode(subject, images.pixels)) for name, images in shifts.items()}
+    found = []
+    for place, (name, answer, logits) in enumerate(near):
+        shift, calibration = {}, {}
+        if logits is not None:
+            calibration["temperature"] = head.temperature
+            calibration["NLL"] = negative_log_likelihood(logits, clean.labels, temperature=head.temperature)
+            calibration["ECE before"] = calibration_error(softmax(logits, axis=1), clean.labels)
+            calibration["ECE"] = head.ece(logits, clean.labels)
+        for shifted_name, images in shifts.items():
+            other = far[shifted_name][place]
+            common = np.intersect1d(images.labels, clean.labels)
+            if not len(common):
+                raise ConfigError(
+                    f"shift = {shifted_name!r}: none of its classes is among --images; give more of them."
+                )
+            shift[shifted_name] = (
+                class_mean(answer, clean.labels, common),
+                class_mean(other.labels, images.labels, common),
             )
-        calibration[f"ECE, {name}"] = calibration_error(softmax(far / head.temperature, axis=1), images.labels)
-    return [
-        Scores(
-            subject.group,
-            subject.seed,
-            subject.model.name,
-            name,
-            clean=float((answers[place] == clean.labels).mean()),
-            kinds={},
-            shift=by_head[place],
-            calibration=calibration if name == "logistic" else {},
-        )
-        for place, name in enumerate(HEADS)
-    ]
+            if other.logits is not None:
+                calibration[f"ECE, {shifted_name}"] = head.ece(other.logits, images.labels)
+        clean_share = float((answer == clean.labels).mean())
+        found.append(Scores(subject.group, subject.seed, subject.model.name, name, clean_share, {}, shift, calibration))
+    return found
 
 
 def class_mean(answers: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:
