@@ -66,13 +66,13 @@ def test_main__groups_pixels_and_ladder_from_the_command_line_to_the_files(
     groups: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shift = ["--shift", str(images.parent / "far")]
-    limits = ["--images", "10", "--bank", "60", "--strengths", "2"]
+    limits = ["--images", "4", "--bank", "60", "--strengths", "2"]
     assert (
         main("", [*groups, "--data", str(images), *shift, *limits, "--pixels", "--ladder", "--out", str(tmp_path)]) == 0
     )
     page = (tmp_path / TABLE_FILE).read_text()
     assert page in capsys.readouterr().out
-    assert "10 queries against 60 images" in page and "| figure | supervised | dino | pixels |" in page
+    assert "4 queries against 60 images" in page and "| figure | supervised | dino | pixels |" in page
     assert (tmp_path / PICTURE_FILE).stat().st_size > 1000
     body = json.loads((tmp_path / JSON_FILE).read_text())
     # 4 runs and a ladder of 2 untrained and 2 earlier steps, with two heads each; pixels with one.

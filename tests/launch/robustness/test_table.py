@@ -81,7 +81,7 @@ def test_markdown__bold_only_where_the_interval_leaves_out_0(tmp_path: Path) -> 
     assert "| clean | **-0.200 ± 0.000** | **-0.320 ± 0.050** |" in page
     assert "| clean | 0.620 ± 0.050 | 0.420 ± 0.050 | 0.300 |" in page  # pixels have no seeds of their own
     assert "- **images**: ten." in page
-    # Differences of -0.10, -0.06, -0.05 have an interval of ± 0.066 around -0.07; of -0.10, -0.06, 0.01 one of ± 0.14 around -0.05.
+    # Differences of -0.10, -0.06, -0.05: -0.07 ± 0.066. Of -0.10, -0.06, 0.01: -0.05 ± 0.14.
     assert "| clean | **-0.070 ± 0.066** |" in markdown(head_tables(ALL, NONE), {})
     unclear = [*ALL[:5], scores("dino", 2, clean=0.63)]
     assert "| clean | -0.050 ± 0.138 |" in markdown(head_tables(unclear, NONE), {})

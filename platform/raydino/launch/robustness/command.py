@@ -32,6 +32,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
     # Before torch comes: threads that spin at a barrier make small products 75 times slower on cores that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the same of SciPy's threads, which know no such policy
     options = _parser(description).parse_args(argv)
     try:
         for field, least in _LEAST.items():

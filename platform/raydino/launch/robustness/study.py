@@ -118,7 +118,7 @@ def shifted(path: str, like: ImageSet, classes: tuple[str, ...]) -> Judges:
 def fit_heads(subject: Subject, labelled: Labelled, knn: KNNConfig, logistic: LogisticConfig) -> Heads:
     """Heads on the clean bank: all of it votes; regression learns from it but for a part that C and temperature are chosen on.
 
-    Of raw pixels k-NN alone: regression on 3,072 values of hardly any curvature takes longer than all networks together.
+    Of raw pixels k-NN alone: regression on 3,072 values takes longer than that on features of all networks together.
     """
     backbone = subject.model.backbone
     device = next(backbone.parameters()).device
