@@ -74,7 +74,7 @@ def _carry_out(options: argparse.Namespace, groups: Mapping[str, tuple[Member, .
     from raydino.launch.robustness.table import as_json, head_tables, markdown
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # The middle of the published grid, and a looser end of fits: there is one for every network, strength and study.
+    # The middle of the published grid and a looser end of its fits, since every network of the study gets them.
     logistic = LogisticConfig(strengths=options.strengths, exponents=(-4.0, 1.0), iterations=100, tolerance=1e-4)
     knn = KNNConfig(bank=options.bank, queries=options.images)
     baseline = next(iter(groups))
@@ -85,6 +85,8 @@ def _carry_out(options: argparse.Namespace, groups: Mapping[str, tuple[Member, .
     every = [*subjects, *([pixels] if pixels else []), *weaker]
     try:
         found = measure(every, labelled, shifts, knn=knn, logistic=logistic, say=say)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"data = {options.data!r}: {error}") from error
     ladder_names = {subject.model.name for subject in weaker}
