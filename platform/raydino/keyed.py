@@ -2,7 +2,7 @@
 
 That is what makes a run repeatable from any step, on any number of workers, with no generator state in the checkpoint.
 Keys in use: crops (seed, epoch, sample id, group), masks (seed, step, lane), order (seed, epoch), stochastic depth
-(seed, step, rank).
+(seed, step, rank), corruptions (seed, kind, level, image id).
 """
 
 import hashlib
