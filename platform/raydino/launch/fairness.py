@@ -87,13 +87,12 @@ def _carry_out(options: argparse.Namespace, *, command: str) -> None:
     import torch
 
     from raydino.launch.fairness_report import Study, save
-    from raydino.shards.reader import open_collection
 
     by = list(dict.fromkeys(options.by))
-    check_known(by, open_collection(_place(options.data)).columns, path=options.data)
     asked = _asked(options)
     models = opened(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     sets = [_labelled(asked, options.data, model, by) for model in models]
+    check_known(by, sets[0].queries.collection.columns, path=options.data)
     associations = numbered(parse_associations(options.association), sets[0].classes)
     groups = read_groups(by, sets[0].queries, sets[0].classes)
     judged = [
@@ -217,10 +216,6 @@ def _record(asked: Asked, study: "Study", folder: Path) -> None:
         files = [folder / PAGE_FILE, folder / JSON_FILE]
         pictures = {f"fairness-{study.data}": folder / PICTURE_FILE}
         add(run_folder(spec), judged.step, metrics=metrics, files=files, pictures=pictures)
-
-
-def _place(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def _folder_of(spec: str) -> Path:

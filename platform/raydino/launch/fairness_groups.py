@@ -37,6 +37,8 @@ class Groups:
     column: str
     origin: str
     """Where the groups come from, in words."""
+    measured: bool
+    """Whether they are thirds of something measured, not a column of the images."""
     names: tuple[str, ...]
     """In the order in which they are shown."""
     of: list[str]
@@ -71,7 +73,8 @@ def read_groups(columns: Sequence[str], images: "ImageSet", classes: Sequence[st
 
 
 def _groups(name: str, images: "ImageSet", classes: Sequence[str], measured: Mapping[str, "np.ndarray"]) -> Groups:
-    if is_stored(name, images.collection):
+    measured_here = not is_stored(name, images.collection)
+    if not measured_here:
         of = stored(name, images.collection, images.rows, classes)
         origin = f"column {name!r} of the images"
         names = sorted(set(of) - {MISSING}, key=_numbers_first)
@@ -95,7 +98,7 @@ def _groups(name: str, images: "ImageSet", classes: Sequence[str], measured: Map
         raise ConfigError(
             f"by = {name!r}: {len(names)} values among {len(of)} judged images; give a column of at most {MOST_GROUPS}."
         )
-    return Groups(name, origin, tuple(names), of)
+    return Groups(name, origin, measured_here, tuple(names), of)
 
 
 def stored(name: str, images: "Images", rows: "np.ndarray", classes: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raydino.evals.fairness import LEAST, RESAMPLES, TOP, Estimate, Gap, GroupShare
-from raydino.launch.fairness_groups import DERIVED, MISSING, Groups
+from raydino.launch.fairness_groups import MISSING, Groups
 from raydino.launch.results import row, write
 from raydino.launch.terminal.command import version
 from raydino.tracking.redact import redact_text
@@ -160,8 +160,8 @@ def _associations(study: Study, groups: Groups) -> Iterator[str]:
         return
     yield from (f"### What images are taken for, by {groups.column}", "")
     yield (
-        f"The share of a group's images for which one of these classes is among the {TOP} likeliest with a probability of at least "
-        f"{LEAST:g} (DINOv2, section 8); beside it the share whose label is one of them."
+        f"The share of a group's images for which one of these classes is among the {TOP} likeliest with a probability of at "
+        f"least {LEAST:g} (DINOv2, section 8); below it the share whose label is one of them."
     )
     for one in study.judged:
         yield from _associations_of(study, groups, one)
@@ -246,8 +246,8 @@ def figure(study: Study) -> "Figure":
             axes.plot([], [], "o-", color=colour, label=one.model)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_title(f"by {groups.column}{', measured' if groups.column in DERIVED else ''}", fontsize=9, loc="left")
+        axes.set_title(f"by {groups.column}{', measured' if groups.measured else ''}", fontsize=9, loc="left")
         axes.grid(axis="x", alpha=0.3)
     panels[-1].set_xlabel("accuracy and its 95 % interval; dashed: all images")
-    panels[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
     return picture
