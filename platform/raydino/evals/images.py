@@ -66,6 +66,11 @@ class ImageSet:
         return self._pixels.shape
 
     @property
+    def collection(self) -> Collection:
+        """Where the images are, with their further columns."""
+        return self._pixels.collection
+
+    @property
     def rows(self) -> np.ndarray:
         """Row numbers in the collection, ascending, int64 [N]."""
         return self._pixels.rows[self._places]
@@ -124,7 +129,7 @@ class _Pixels:
     def __init__(self, collection: Collection, rows: np.ndarray, *, size: Size, channels: int) -> None:
         self.rows, self.size, self.shape = rows, size, (channels, *height_width(size))
         self.bad = np.zeros(len(rows), dtype=bool)
-        self._collection = collection
+        self.collection = collection
         self._ends = np.cumsum(collection.row_groups)
         self._known = np.zeros(len(rows), dtype=bool)
         self._last: tuple[int, pa.Table] | None = None
@@ -155,13 +160,13 @@ class _Pixels:
         groups = np.searchsorted(self._ends, self.rows[places], side="right")
         data: list[bytes] = []
         for row, group in zip(self.rows[places], groups, strict=True):
-            start = self._ends[group] - self._collection.row_groups[group]
+            start = self._ends[group] - self.collection.row_groups[group]
             data.append(self._group(int(group)).column(name)[int(row - start)].as_py())
         return data
 
     def _group(self, group: int) -> "pa.Table":
         if self._last is None or self._last[0] != group:
-            self._last = (group, self._collection.read(group))
+            self._last = (group, self.collection.read(group))
         return self._last[1]
 
 

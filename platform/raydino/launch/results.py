@@ -45,8 +45,8 @@ def save(folder: Path, results: Sequence[Result]) -> list[Result]:
     folder.mkdir(parents=True, exist_ok=True)
     every = {result.key: result for result in [*load(folder), *results]}
     merged = list(every.values())
-    _write(folder / JSON_FILE, json.dumps([asdict(result) for result in merged], indent=1))
-    _write(folder / TABLE_FILE, table(merged))
+    write(folder / JSON_FILE, json.dumps([asdict(result) for result in merged], indent=1))
+    write(folder / TABLE_FILE, table(merged))
     return merged
 
 
@@ -65,12 +65,12 @@ def table(results: Sequence[Result]) -> str:
     """A Markdown page: a line an evaluation, a column a model; then what was done."""
     models = list(dict.fromkeys(result.model for result in results))
     head = ["evaluation", "images", "metric", *models]
-    lines = ["# Evaluation", "", _row(head), _row(["---"] * 3 + ["---:"] * len(models))]
+    lines = ["# Evaluation", "", row(head), row(["---"] * 3 + ["---:"] * len(models))]
     for evaluation, data in dict.fromkeys((result.evaluation, result.data) for result in results):
         found = {r.model: r for r in results if (r.evaluation, r.data) == (evaluation, data)}
         for metric in dict.fromkeys(name for result in found.values() for name in result.metrics):
             values = [found[m].metrics.get(metric) if m in found else None for m in models]
-            lines.append(_row([evaluation, data, metric, *map(_number, values)]))
+            lines.append(row([evaluation, data, metric, *map(_number, values)]))
     lines += ["", "## Models", ""]
     for result in _first(results, lambda r: (r.model, r.digest)):
         lines.append(f"- {result.model}: weights {result.digest[:16]}, raydino {result.version}, {result.device}")
@@ -127,7 +127,8 @@ def _first(results: Iterable[Result], key: Callable[[Result], tuple]) -> list[Re
     return list({key(result): result for result in reversed(list(results))}.values())[::-1]
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
@@ -137,7 +138,8 @@ def _number(value: float | None) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)

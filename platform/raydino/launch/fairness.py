@@ -1,0 +1,223 @@
+"""The command line of the fairness study: which models, which images, which groups; then judge, tell, record.
+
+Heavy imports happen after the command line is parsed and checked, so that `--help` and typing errors answer at once.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raydino.config import ConfigError
+from raydino.evals.config import KNNConfig, LogisticConfig
+from raydino.launch.fairness_groups import (
+    Groups,
+    check_known,
+    is_stored,
+    numbered,
+    parse_associations,
+    read_groups,
+    stored,
+)
+from raydino.launch.subjects import Asked, name_of, open_images, opened, run_folder
+from raydino.launch.terminal.command import fail, say
+
+if TYPE_CHECKING:
+    from raydino.evals.evaluation import Labelled
+    from raydino.export.model import Model
+    from raydino.launch.fairness_report import Judged, Study
+
+HEADS = {"knn": KNNConfig(bank=2_000_000, queries=1_000_000), "logistic": LogisticConfig()}
+HALF = "half of the images, evenly by class and by the columns the images come with; the other half is judged"
+
+
+def main(description: str, argv: Sequence[str] | None = None) -> int:
+    """Carry out the command line; returns the exit status, or leaves with one line per fault."""
+    # Before torch comes: threads that spin at a barrier make small products 75 times slower on cores that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    options = _parser(description).parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        _check(options)
+        _carry_out(options, command=f"python recipes/fairness.py {shlex.join(words)}")
+    except (ConfigError, OSError) as error:
+        fail(str(error))
+    return 0
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", action="append", required=True, help="RUN, RUN@STEP, random:RUN, timm:NAME, pixels; repeatable")
+    add("--data", required=True, help="folder of labelled images, local or a URI")
+    add(
+        "--by",
+        action="append",
+        required=True,
+        help="column, or size, brightness, sharpness, bytes-per-pixel; repeatable",
+    )
+    add("--head", choices=HEADS, default="knn", help="what classifies the frozen features (knn)")
+    add("--minimum", type=int, default=30, help="images below which a group is not ranked (30)")
+    add("--association", action="append", default=[], metavar="NAME=CLASS,...", help="group of classes; repeatable")
+    add("--source", default="not stated", help="where the images are from, for the datasheet")
+    add("--licence", default="not stated", help="licence of the images, for the datasheet")
+    add("--out", help="folder of the results (fairness/ in the run's folder, else runs/fairness/)")
+    add("--size", type=int, help="side of the crops, pixels (that of the model)")
+    add("--seed", type=int, default=0, help="seed of the halves, the head and the resamples (0)")
+    add("--split", help="split to learn from (train)")
+    add("--eval-split", help="split that is judged (test, validation or val)")
+    add("--untracked", action="store_true", help="leave the run's record in MLflow alone")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ConfigError for what is wrong with the command line alone."""
+    for field in ("minimum", "size"):
+        if (value := getattr(options, field)) is not None and value < 1:
+            raise ConfigError(f"{field} = {value}: give at least 1.")
+    parse_associations(options.association)
+
+
+def _carry_out(options: argparse.Namespace, *, command: str) -> None:
+    import torch
+
+    from raydino.launch.fairness_report import Study, save
+
+    by = list(dict.fromkeys(options.by))
+    asked = _asked(options)
+    models = opened(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    sets = [_labelled(asked, options.data, model, by) for model in models]
+    check_known(by, sets[0].queries.collection.columns, path=options.data)
+    associations = numbered(parse_associations(options.association), sets[0].classes)
+    groups = read_groups(by, sets[0].queries, sets[0].classes)
+    judged = [
+        _judged(options, labelled, model, groups, associations) for model, labelled in zip(models, sets, strict=True)
+    ]
+    study = Study(
+        command=command,
+        data=name_of(options.data),
+        data_digest=sets[0].queries.collection.manifest.files_digest,
+        source=options.source,
+        licence=options.licence,
+        images=sets[0].description,
+        head=HEADS[options.head].build().protocol,
+        learned_from="the training split" if sets[0].keep is None else HALF,
+        minimum=options.minimum,
+        seed=options.seed,
+        classes=sets[0].classes,
+        labels=sets[0].queries.labels,
+        groups=groups,
+        associations={name: [sets[0].classes[place] for place in places] for name, places in associations.items()},
+        judged=judged,
+    )
+    folder = Path(options.out or _folder_of(asked.models[0]))
+    say(f"{save(folder, study)}\n{folder}")
+    if asked.tracked:
+        _record(asked, study, folder)
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    return Asked(
+        models=tuple(dict.fromkeys(options.model)),
+        configs={options.head: HEADS[options.head]},
+        data=(options.data,),
+        out=options.out,
+        size=options.size,
+        seed=options.seed,
+        holdout=0.5,
+        split=options.split,
+        eval_split=options.eval_split,
+        tracked=not options.untracked,
+    )
+
+
+def _labelled(asked: Asked, path: str, model: "Model", by: Sequence[str]) -> "Labelled":
+    """The images to learn from and to judge; of a single split, halves that are even in classes and in stored columns."""
+    import numpy as np
+
+    from raydino.evals.fairness import halves
+    from raydino.evals.images import ImageSet
+
+    labelled = open_images(asked, path, model)
+    if not labelled.classes:
+        raise ConfigError(f"data = {path!r}: no labels (column `label`), or too few to judge by; give labelled images.")
+    if labelled.keep is None:
+        return labelled
+    images = labelled.bank.collection
+    rows = np.concatenate([labelled.bank.rows, labelled.queries.rows])
+    order = np.argsort(rows)
+    rows, labels = rows[order], np.concatenate([labelled.bank.labels, labelled.queries.labels])[order]
+    columns = [stored(name, images, rows, labelled.classes) for name in by if is_stored(name, images)]
+    learn = halves(list(zip(labels.tolist(), *columns, strict=True)), seed=asked.seed)
+    bank, queries = (
+        ImageSet(images, rows[part], labels[part], size=model.size, channels=model.config.channels)
+        for part in (learn, ~learn)
+    )
+    return replace(labelled, bank=bank, queries=queries)
+
+
+def _judged(
+    options: argparse.Namespace,
+    labelled: "Labelled",
+    model: "Model",
+    groups: Sequence[Groups],
+    associations: dict[str, list[int]],
+) -> "Judged":
+    from raydino.evals.fairness import associated, by_group, probabilities
+    from raydino.launch.fairness_report import Judged
+
+    try:
+        found, places = probabilities(model.backbone, labelled, HEADS[options.head])
+    except ValueError as error:
+        raise ConfigError(f"{options.head} on {name_of(options.data)}: {error}") from error
+    right = found.argmax(axis=1) == labelled.queries.labels[places]
+    taken = associated(found, associations)
+    columns, tables = {}, {}
+    for one in groups:
+        of = [one.of[place] for place in places]
+        settings = {"minimum": options.minimum, "seed": options.seed}
+        columns[one.column] = by_group(right, of, one.names, key=one.column, **settings)
+        tables[one.column] = {
+            name: by_group(hits, of, one.names, key=f"{one.column} {name}", **settings)[0]
+            for name, hits in taken.items()
+        }
+    say(f"{model.name}: {right.mean():.3f} of {len(right)} images right")
+    return Judged(
+        model=model.name,
+        digest=model.digest,
+        step=model.step,
+        accuracy=float(right.mean()),
+        undecodable=len(labelled.queries) - len(places),
+        columns=columns,
+        associations=tables,
+    )
+
+
+def _record(asked: Asked, study: "Study", folder: Path) -> None:
+    """Worst group and gap of each column into the MLflow run of each model that is of one."""
+    from raydino.launch.fairness_report import JSON_FILE, PAGE_FILE, PICTURE_FILE
+    from raydino.launch.results import add
+    from raydino.tracking.run import evaluation_metric
+
+    for spec, judged in zip(asked.models, study.judged, strict=True):
+        metrics = {}
+        for column, (shares, gap) in judged.columns.items():
+            if gap is not None:
+                name = re.sub(r"[^\w.-]", "_", column)
+                worst = next(share.share for share in shares if share.group == gap.worst)
+                assert worst is not None, "a group that is ranked has a share"
+                metrics[evaluation_metric(f"fairness-{study.data}", f"{name}_worst")] = worst.value
+                metrics[evaluation_metric(f"fairness-{study.data}", f"{name}_gap")] = gap.between.value
+        files = [folder / PAGE_FILE, folder / JSON_FILE]
+        pictures = {f"fairness-{study.data}": folder / PICTURE_FILE}
+        add(run_folder(spec), judged.step, metrics=metrics, files=files, pictures=pictures)
+
+
+def _folder_of(spec: str) -> Path:
+    run = run_folder(spec)
+    return Path("runs", "fairness") if run is None else run / "fairness"
