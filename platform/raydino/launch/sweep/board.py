@@ -15,11 +15,9 @@ from raydino.launch.job import Job
 from raydino.launch.resume import RECIPE_FILE, changes_since, steps_done
 from raydino.launch.sweep.halving import Judge
 from raydino.launch.sweep.outcome import ENDING, Ending, end, evaluations, over, result_of
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.sweep.trial import TRIALS, Trial, TrialResult
 from raydino.launch.workers.wishes import STOP, told
 
-TRIALS = "trials"
-"""Folder of the trials in that of their sweep."""
 INTERRUPTED = "interrupted"
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,8 @@ from typing import Any
 from raydino.config import ConfigError
 from raydino.keyed import uniform
 from raydino.launch.resume import Change, write
-from raydino.launch.sweep.board import TRIALS
 from raydino.launch.sweep.space import Space, apply, current, fields
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.sweep.trial import TRIALS, Trial, TrialResult
 from raydino.launch.workers.keep import FOLDER
 from raydino.recipe import Recipe
 from raydino.train.checkpoint import committed

@@ -9,6 +9,7 @@ from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_against, open_inputs, resolve
 from raydino.launch.job import Job
 from raydino.launch.prepare import code_tags, prepare
+from raydino.launch.report.leave import leave_page
 from raydino.launch.resume import RECIPE_FILE, changes_since
 from raydino.launch.summary import summarise
 from raydino.launch.sweep.outcome import end, ending
@@ -71,6 +72,7 @@ def settle_trial(result: TrialResult, cluster: ClusterConfig, *, parent: str | N
             run_dir,
             tracking_uri=cluster.tracker(),
             status=ENDED[result.status],
+            files=leave_page(run_dir, over=""),
             tags={**below, "ending": result.status, "ending_reason": result.reason or "reached its last step"},
         )
     except TrackerUnavailable as error:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raydino.launch.job import PAGE
 from raydino.launch.resume import flat, write
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_equally
 from raydino.launch.sweep.page import Told, how_it_ended, page, settings_of, shown
@@ -17,6 +18,7 @@ from raydino.launch.sweep.population import Exploit
 from raydino.launch.sweep.prepare import close_parent
 from raydino.launch.sweep.ranking import Row, device_hours, rank
 from raydino.launch.sweep.space import apply, current, label, written
+from raydino.launch.sweep.told import BEST, PICTURES, RANKING, as_json, curves
 from raydino.launch.sweep.trial import TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import run_page
@@ -33,9 +35,6 @@ from raydino.tracking.run import (
 if TYPE_CHECKING:
     from raydino.launch.sweep.search import Plan
     from raydino.launch.sweep.setting import Sweep
-
-BEST, PAGE, RANKING = "best.yaml", "report.html", "ranking.json"
-"""Files in the sweep's folder."""
 
 
 def parameters(sweep: "Sweep") -> dict[str, object]:
@@ -91,8 +90,8 @@ def leave(
         settings=plan.settings,
         best=best or "",
     )
-    write(folder / PAGE, page(told))
-    write(folder / RANKING, json.dumps(_table(told), indent=1))
+    write(folder / RANKING, as_json(told))
+    write(folder / PAGE, page(told, curves=curves(plan, folder)))
     files = [path for path in (folder / BEST, folder / PAGE, folder / RANKING, *pictures.values()) if path.exists()]
     _record(sweep, told, results, files, complete=complete)
     return _summary(sweep, told)
@@ -109,7 +108,7 @@ def _pictures(
 ) -> dict[str, Path]:
     if not any(row.value is not None for row in rows):
         return {}
-    folder, objective = sweep.folder / "pictures", sweep.config.objective
+    folder, objective = sweep.folder / PICTURES, sweep.config.objective
     folder.mkdir(exist_ok=True)
     return {
         "Every configuration as a line": parallel_coordinates(
@@ -142,33 +141,6 @@ def _best(sweep: "Sweep", rows: Sequence[Row], exploits: Sequence[Exploit]) -> s
 def best_recipe(base: Recipe, row: Row) -> Recipe:
     """A row as the recipe that was given would be with its values."""
     return apply(base, row.params)
-
-
-def _table(told: Told) -> dict[str, Any]:
-    """ranking.json."""
-    return {
-        "objective": told.objective,
-        "rows": [
-            {
-                "trial": row.group,
-                "params": dict(row.params),
-                "status": row.status,
-                "reason": row.reason,
-                "mean": row.value,
-                "spread": row.spread,
-                "values": list(row.values),
-                "images": row.images,
-                "seconds": row.seconds,
-                "failed": row.failed,
-            }
-            for row in told.rows
-        ],
-        "importance": [{"key": each.key, "share": each.share, "spread": each.spread} for each in told.mattered],
-        "compared": {"trials": told.compared[0], "images": told.compared[1]},
-        "device_hours": told.device_hours,
-        "device": told.device,
-        "minutes": told.minutes,
-    }
 
 
 def _record(

@@ -7,6 +7,8 @@ from typing import Literal
 
 from raydino.recipe import Recipe
 
+TRIALS = "trials"
+"""Folder of the run folders of all trials, in that of the sweep or ablation."""
 Status = Literal["finished", "stopped", "paused", "failed", "interrupted"]
 """How a trial ended: at its last step, by the scheduler's verdict, at the end of a segment, by an error, or by a wish to stop
 the whole."""
