@@ -1,6 +1,7 @@
 """A run's record out of MLflow into a folder laid out as those of runs, so that what reads a folder reads a tracker too."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,14 @@ def _folder_name(run: Any) -> str:
 
 
 def _pictures(client: Any, run_id: str, folder: Path) -> None:
-    """The pictures, of which MLflow keeps `NAME%step%N%timestamp%T%UUID.png` (and a smaller copy, which is left)."""
+    """The pictures, of which MLflow keeps `NAME+step+N+timestamp+T+UUID.png` (and a smaller copy, which is left)."""
     folder.mkdir(exist_ok=True)
     for file in client.list_artifacts(run_id, IMAGES):
-        parts = Path(file.path).name.split("%")
-        if len(parts) < 3 or parts[1] != "step" or not parts[2].isdecimal() or not file.path.endswith(".png"):
+        named = re.fullmatch(r"(.+)\+step\+(\d+)\+timestamp\+.+\.png", Path(file.path).name)
+        if named is None:
             continue
         fetched = Path(client.download_artifacts(run_id, file.path, str(folder)))
-        fetched.replace(folder / f"{parts[0].replace('#', '-')}-step-{int(parts[2]):07d}.png")
+        fetched.replace(folder / f"{re.sub('[~#]', '-', named[1])}-step-{int(named[2]):07d}.png")
 
 
 def _metrics(client: Any, run: Any, path: Path) -> None:

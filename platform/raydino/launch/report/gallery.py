@@ -19,15 +19,15 @@ MOST_RUNS = 6
 def pictures(groups: Sequence[Group]) -> str:
     """Of each kind of picture the first and the last; of several runs the last of each."""
     room, left_out, parts = ROOM, 0, []
-    chosen = [(group, group.runs[0]) for group in groups[:MOST_RUNS]]
-    for name in dict.fromkeys(name for _, run in chosen for name, _, _ in run.pictures):
+    chosen = [group.runs[0] for group in groups[:MOST_RUNS]]
+    for name in dict.fromkeys(name for run in chosen for name, _, _ in run.pictures):
         shots = []
-        for group, run in chosen:
+        for run in chosen:
             steps = {step: path for kind, path, step in run.pictures if kind == name}
             if not steps:
                 continue
             for step in [max(steps)] if len(groups) > 1 else sorted({min(steps), max(steps)}):
-                words = text(f"{name.replace('_', ' ')} of {group.label} at step {step:,}")
+                words = text(f"{name.replace('_', ' ')} of {run.name} at step {step:,}")
                 shown = _small(steps[step].read_bytes())
                 if shown is None or len(shown) > room:
                     left_out += 1

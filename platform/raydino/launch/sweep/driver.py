@@ -72,6 +72,10 @@ def run(command: Command) -> int:
         refuse_if_held(sweep.folder)
         if known.finished and len(known.trials) >= (sweep.count or 0):
             say(f"{sweep.folder.name} is finished: {sweep.folder / PAGE}")
+            if not known.recorded:
+                from raydino.launch.sweep.record import record_again
+
+                say(record_again(sweep, known))
             return 0
         if command.resume == "no":
             raise ConfigError(

@@ -9,17 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raydino.config import read_yaml_file
 from raydino.launch.job import PAGE
-from raydino.launch.resume import flat, write
+from raydino.launch.resume import RECIPE_FILE, flat, write
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_equally
+from raydino.launch.sweep.outcome import Ending, result_of
 from raydino.launch.sweep.page import Told, how_it_ended, page, settings_of, shown
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
 from raydino.launch.sweep.prepare import close_parent
 from raydino.launch.sweep.ranking import Row, device_hours, rank
 from raydino.launch.sweep.space import apply, current, label, written
-from raydino.launch.sweep.told import BEST, PICTURES, RANKING, as_json, curves
-from raydino.launch.sweep.trial import TrialResult
+from raydino.launch.sweep.told import BEST, PICTURES, RANKING, as_json, curves, told_in
+from raydino.launch.sweep.trial import TRIALS, Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import run_page
 from raydino.tracking.outbox import recorded_run
@@ -35,6 +37,8 @@ from raydino.tracking.run import (
 if TYPE_CHECKING:
     from raydino.launch.sweep.search import Plan
     from raydino.launch.sweep.setting import Sweep
+
+NOT_RECORDED = "the tracker did not take everything; the same command with --resume auto sends it again"
 
 
 def parameters(sweep: "Sweep") -> dict[str, object]:
@@ -92,9 +96,25 @@ def leave(
     )
     write(folder / RANKING, as_json(told))
     write(folder / PAGE, page(told, curves=curves(plan, folder)))
-    files = [path for path in (folder / BEST, folder / PAGE, folder / RANKING, *pictures.values()) if path.exists()]
-    _record(sweep, told, results, files, complete=complete)
-    return _summary(sweep, told)
+    plan.recorded = _record(sweep, told, results, complete=complete)
+    plan.save()
+    return _summary(sweep, told) + ("" if plan.recorded else f"\n{NOT_RECORDED}")
+
+
+def record_again(sweep: "Sweep", plan: "Plan") -> str:
+    """Send the tracker what it did not take of a finished sweep; returns what to say. Raises ConfigError."""
+    told = told_in(sweep.folder, plan)
+    if told is None:
+        return NOT_RECORDED
+    results = []
+    for planned in plan.trials:
+        run_dir = sweep.folder / TRIALS / planned.name
+        recipe = sweep.recipe.override(read_yaml_file(run_dir / RECIPE_FILE))
+        trial = Trial(planned.name, recipe, planned.group)
+        results.append(result_of(trial, run_dir, otherwise=Ending("failed", "its end is not in its folder", 0)))
+    plan.recorded = _record(sweep, told, results, complete=True)
+    plan.save()
+    return "its record in MLflow is complete now" if plan.recorded else NOT_RECORDED
 
 
 def _pictures(
@@ -143,14 +163,15 @@ def best_recipe(base: Recipe, row: Row) -> Recipe:
     return apply(base, row.params)
 
 
-def _record(
-    sweep: "Sweep", told: Told, results: Sequence[TrialResult], files: Sequence[Path], *, complete: bool
-) -> None:
+def _record(sweep: "Sweep", told: Told, results: Sequence[TrialResult], *, complete: bool) -> bool:
+    """End the sweep's run in MLflow with its files; whether the tracker took it all."""
+    names = (BEST, PAGE, RANKING)
+    files = [p for p in (*(sweep.folder / name for name in names), *told.pictures.values()) if p.exists()]
     best = told.rows[0].value if told.rows else None
     figures = {SWEEP_DEVICE_HOURS: told.device_hours, SWEEP_CONFIGURATIONS: float(len(told.rows))}
     for name, status in ((SWEEP_FINISHED, "finished"), (SWEEP_STOPPED, "stopped"), (SWEEP_FAILED, "failed")):
         figures[name] = float(sum(row.status == status for row in told.rows))
-    close_parent(
+    return close_parent(
         *(sweep.folder, sweep.cluster, results),
         metrics=figures | ({} if best is None else {SWEEP_BEST: best}),
         tags={"best": settings_of(told.rows[0]) if told.rows else "none"},
