@@ -96,3 +96,30 @@ def test_fetch__no_answer_is_told_without_the_password(tmp_path: Path):
     with pytest.raises(TrackerUnavailable, match="could not be read") as error:
         fetch("x", tracking_uri="http://anna:hunter2@127.0.0.1:9", experiment="e", into=tmp_path)
     assert "hunter2" not in str(error.value)
+
+
+def test_fetch__a_name_is_never_asked_for_as_an_id_and_never_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A server with passwords answers 403 to an id that it does not have."""
+    from types import SimpleNamespace
+
+    from raydino.tracking import fetch as door
+
+    def refuses(name: str) -> None:
+        raise PermissionError(f"403: {name}")
+
+    run = SimpleNamespace(
+        info=SimpleNamespace(run_id="f" * 32, run_name="../up"),
+        data=SimpleNamespace(tags={"run_id": "../up"}, metrics={}),
+    )
+    client = SimpleNamespace(
+        get_run=refuses,
+        get_experiment_by_name=lambda name: SimpleNamespace(experiment_id="1"),
+        search_runs=lambda experiments, asked, max_results: [run],
+        list_artifacts=lambda run_id: [],
+    )
+    monkeypatch.setattr(door, "client_of", lambda uri: client)
+    assert fetch("small", tracking_uri="http://host", experiment="e", into=tmp_path / "in") == tmp_path / "in" / (
+        "f" * 32
+    )
+    with pytest.raises(TrackerUnavailable, match="403"):
+        fetch("a" * 32, tracking_uri="http://host", experiment="e", into=tmp_path)

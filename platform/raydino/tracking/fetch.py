@@ -54,11 +54,8 @@ def fetch(name: str, *, tracking_uri: str, experiment: str, into: Path) -> Path:
 
 
 def _found(client: Any, name: str, experiment: str) -> Any:
-    try:
+    if re.fullmatch(r"[0-9a-f]{32}", name):  # a server with passwords refuses to say of a name that it is no id
         return client.get_run(name)
-    except Exception as error:
-        if getattr(error, "error_code", None) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
     place = client.get_experiment_by_name(experiment)
     if place is None:
         raise TrackerUnavailable(f"experiment = {experiment!r}: the tracker has none of that name; give --experiment.")
@@ -71,7 +68,8 @@ def _found(client: Any, name: str, experiment: str) -> Any:
 
 def _folder_name(run: Any) -> str:
     """The name of the run's own folder; never a path."""
-    return Path(run.data.tags.get("run_id") or run.info.run_name or run.info.run_id).name or run.info.run_id
+    name = str(run.data.tags.get("run_id") or run.info.run_name)
+    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) else run.info.run_id
 
 
 def _pictures(client: Any, run_id: str, folder: Path) -> None:

@@ -166,14 +166,16 @@ def _mark(label: str, y: float) -> str:
 
 
 def _words(lines: Sequence[Line], marks: Sequence[tuple[str, float]]) -> str:
-    """First and last value of a single line; of several the last of each."""
+    """First and last value of a single line; of two the last of each; of more the range of the last."""
     said = [f"{text(label)} {number(value)}" for label, value in marks]
+    last = [line.points[-1] for line in lines]
     if len(lines) == 1:
-        first, last = lines[0].points[0], lines[0].points[-1]
-        return ", ".join([f"{number(first.mean)} at first, {_value(last)} at last", *said])
-    return ", ".join(
-        ["At last: " + "; ".join(f"{text(line.label)} {_value(line.points[-1])}" for line in lines[:4]), *said]
-    ) + (f"; {len(lines) - 4} more below" * (len(lines) > 4))
+        words = f"{number(lines[0].points[0].mean)} at first, {_value(last[0])} at last"
+    elif len(lines) == 2:
+        words = "At last: " + "; ".join(f"{text(line.label)} {_value(line.points[-1])}" for line in lines)
+    else:
+        words = f"{number(min(p.mean for p in last))} to {number(max(p.mean for p in last))} at last"
+    return ", ".join([words, *said])
 
 
 def _value(point: Point) -> str:
