@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from raydino.launch.report.curves import Line, spread
 from raydino.launch.report.record import Recorded
 from raydino.launch.resume import ABSENT
+from raydino.tracking.run import PIXELS_TOP1, RANKME
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ def lines_of(name: str, groups: Sequence[Group], unit: str) -> list[Line]:
         line = spread(group.label, [each for each in series if each], place=group.place)
         found += [line] if line is not None else []
     return found
+
+
+def headline_names(runs: Sequence[Recorded]) -> list[str]:
+    """The two or three judgements that a run is known by."""
+    names = dict.fromkeys(name for run in runs for name in run.figures["metrics"])
+    firsts = [next(members) for _, members in groupby(n for n in names if n not in (PIXELS_TOP1, RANKME))]
+    first = [name for name in firsts if name.endswith("top1")] or firsts
+    return [*first[:2], *(name for name in names if name == RANKME)]
 
 
 def _series(run: Recorded, name: str, unit: str) -> dict[float, float]:

@@ -9,7 +9,7 @@ from raydino.curation.markup import lines, text
 from raydino.launch.report import sections
 from raydino.launch.report.curves import STYLE
 from raydino.launch.report.gallery import pictures
-from raydino.launch.report.groups import Group, grouped
+from raydino.launch.report.groups import Group, grouped, headline_names
 from raydino.launch.report.record import Recorded, read
 from raydino.launch.resume import RECIPE_FILE
 from raydino.tracking.redact import redact_text
@@ -79,7 +79,7 @@ def _tiles_of_one(run: Recorded) -> list[tuple[str, str, str, str]]:
         (COLOURS.get(run.state, "dropped"), "state", text(run.state), f"{figures['steps']:,} of {run.steps:,} steps"),
         ("in", "images seen", f"{figures['images_seen']:,}", f"{figures['images_per_second']:.0f} a second"),
     ]
-    for name in sections.headline_names([run]):
+    for name in headline_names([run]):
         value = figures["metrics"][name]
         if value["last"] is None:
             continue
@@ -97,7 +97,7 @@ def _tiles_of_several(runs: Sequence[Recorded]) -> list[tuple[str, str, str, str
         ("in", "runs", f"{len(runs)}", f"{finished} finished"),
         ("in", "images seen", f"{images:,}", ""),
     ]
-    for name in sections.headline_names(runs)[:2]:
+    for name in headline_names(runs)[:2]:
         values = {run.name: run.figures["metrics"].get(name, {}).get("last") for run in runs}
         judged = {run: value for run, value in values.items() if value is not None}
         if judged:

@@ -2,13 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
-from itertools import groupby
 
 from raydino.curation.charts import bar
 from raydino.curation.markup import lines, share, table, text
 from raydino.launch.report.card import Card
 from raydino.launch.report.curves import chart, key
-from raydino.launch.report.groups import Group, differences, lines_of, metric_names, unit_of
+from raydino.launch.report.groups import Group, differences, headline_names, lines_of, metric_names, unit_of
 from raydino.launch.report.health import WORDS, verdicts
 from raydino.launch.report.record import Recorded
 from raydino.launch.summary import is_judgement
@@ -199,14 +198,6 @@ def recipe(groups: Sequence[Group]) -> str:
         if rows:
             parts.append(table("Changed on resuming", ["after step", "field", "from", "to"], rows, words=4))
     return "".join(parts)
-
-
-def headline_names(runs: Sequence[Recorded]) -> list[str]:
-    """The two or three judgements that a run is known by."""
-    names = dict.fromkeys(name for run in runs for name in run.figures["metrics"])
-    firsts = [next(members) for _, members in groupby(n for n in names if n not in (PIXELS_TOP1, RANKME))]
-    first = [name for name in firsts if name.endswith("top1")] or firsts
-    return [*first[:2], *(name for name in names if name == RANKME)]
 
 
 def _moves(name: str, groups: Sequence[Group]) -> bool:
