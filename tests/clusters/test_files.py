@@ -129,6 +129,14 @@ def test_mlflow__safe_flags_and_one_open_port() -> None:
     assert access["mlflow"]["default_permission"] == "NO_PERMISSIONS" and "admin_password" not in access["mlflow"]
 
 
+def test_mlflow__speaks_to_its_database_through_the_driver_that_its_image_has() -> None:
+    from sqlalchemy.engine import make_url
+
+    address = COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    driver = make_url(address.replace("${POSTGRES_PASSWORD:?}", "secret")).get_driver_name()
+    assert f'"{driver}-binary==' in (CLUSTERS / "mlflow" / "Dockerfile").read_text()
+
+
 def test_mlflow__the_servers_flags_exist() -> None:
     from mlflow.cli import server
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from raydino.tracking.mlflow_run import client_of
 from raydino.tracking.spool import METRICS_FILE, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -57,9 +58,8 @@ def undisturbed(recipe: Start, storage: Path) -> Path:
 
 
 def test_run__leaves_a_complete_record_and_does_not_repeat_itself(undisturbed: Path, recipe_here: Here):
-    assert {"recipe.yaml", "cluster.yaml", "run.json", "summary.json", METRICS_FILE} <= {
-        path.name for path in undisturbed.iterdir()
-    }
+    left = {"recipe.yaml", "cluster.yaml", "data.json", "run.json", "summary.json", "report.html", METRICS_FILE}
+    assert left <= {path.name for path in undisturbed.iterdir()}
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["images_seen"]) == ("finished", 12, 192)
     knn = summary["metrics"]["knn/top1"]
@@ -73,6 +73,12 @@ def test_run__leaves_a_complete_record_and_does_not_repeat_itself(undisturbed: P
         "step-00000009",
         "step-00000012",
     ]
+    page = (undisturbed / "report.html").read_text()
+    assert f"{knn['last']:.3f}" in page and "240 images in the split that was trained on" in page
+    client = client_of(f"sqlite:///{undisturbed.parent}/mlflow.db")
+    kept = {file.path for file in client.list_artifacts(summary["mlflow_run_id"])}
+    assert {"report.html", "summary.json", "data.json", "recipe.yaml"} <= kept
+    assert client.get_run(summary["mlflow_run_id"]).info.status == "FINISHED"
     status, said = recipe_here("--name", "golden")
     assert status == 0
     assert "is finished" in said

@@ -203,3 +203,28 @@ def test_absolute_uri__relative_sqlite_paths_only(tmp_path: Path, monkeypatch: p
     assert absolute_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     for other in (f"sqlite:///{tmp_path}/x.db", "https://tracker.example", "databricks"):
         assert absolute_uri(other) == other
+
+
+def test_create_run__a_wrong_password_is_said_to_be_one(store: Path) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"You are not authenticated."
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuses)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(TrackerUnavailable, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            create(store, tracking_uri=f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -4,17 +4,14 @@ Each section is a function from the report to a fragment. Pictures are the weigh
 many bytes of them, and says what it left out.
 """
 
-from pathlib import Path
-
 from raydino.curation import galleries
 from raydino.curation.charts import bar, charts
+from raydino.curation.document import document, tiles
 from raydino.curation.markup import Album, lines, share, table, text
 from raydino.curation.report import LEAKED, Report, Step
 
 ROOM = {"groups": 3_600_000, "pairs": 2_400_000, "leaks": 1_000_000, "quality": 1_000_000, "quarantine": 400_000}
 """Bytes of pictures, 8.4 MB in all, which leaves a page below 10 MB."""
-_STYLE = Path(__file__).with_name("page.css")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second wall behind escaping
 
 
 def page(report: Report) -> str:
@@ -31,28 +28,16 @@ def page(report: Report) -> str:
         ("quarantine", "Quarantine", galleries.quarantine(report, Album(ROOM["quarantine"]))),
         ("repeat", "How to repeat this", _repeat(report)),
     ]
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
-        for name, title, content in sections
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(report.title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<style>{_STYLE.read_text()}</style></head>\n"
-        f'<body><a class="skip" href="#main">Skip to the content</a><nav aria-label="Sections"><ol>{links}</ol></nav>'
-        f'<main id="main" tabindex="-1">{_head(report)}{body}</main></body></html>\n'
-    )
+    return document(report.title, _head(report), sections)
 
 
 def _head(report: Report) -> str:
     kept = report.images - report.dropped
-    tiles = [
-        ("in", "images in", report.images, ""),
-        ("kept", "kept", kept, share(kept, report.images)),
-        ("dropped", "left out", report.dropped, share(report.dropped, report.images)),
-        ("leaked", "of them leaked", report.leaked, share(report.leaked, report.images)),
+    figures = [
+        ("in", "images in", f"{report.images:,}", ""),
+        ("kept", "kept", f"{kept:,}", share(kept, report.images)),
+        ("dropped", "left out", f"{report.dropped:,}", share(report.dropped, report.images)),
+        ("leaked", "of them leaked", f"{report.leaked:,}", share(report.leaked, report.images)),
     ]
     gaps = "".join(f"<li>{text(gap)}</li>" for gap in report.gaps())
     other = report.dropped - report.leaked
@@ -63,12 +48,7 @@ def _head(report: Report) -> str:
     )
     return (
         f'<header><h1>{text(report.title)}</h1><p class="aside">{text(report.created)} · '
-        f'digest <code title="{text(report.digest)}">{text(report.digest[:16])}</code></p><dl class="tiles">'
-        + "".join(
-            f'<div class="{kind}"><dt>{name}</dt><dd>{count:,}</dd><dd class="aside">{part}</dd></div>'
-            for kind, name, count, part in tiles
-        )
-        + f"</dl>{whole}"
+        f'digest <code title="{text(report.digest)}">{text(report.digest[:16])}</code></p>{tiles(figures)}{whole}'
         + (
             f'<div class="gaps" role="note"><strong>These numbers do not add up.</strong><ul>{gaps}</ul></div>'
             * bool(gaps)

@@ -18,6 +18,7 @@ from raydino.launch.checks.machine import this_machine
 from raydino.launch.checks.preflight import check
 from raydino.launch.engine.trainer import Training
 from raydino.launch.init import settled
+from raydino.launch.job import PAGE
 from raydino.launch.lineage import parent_asked
 from raydino.launch.lock import Lock, refuse_if_held, run_lock
 from raydino.launch.resume import RUN_FILE, Meant, data_change, flat, read_run, run_meant, steps_done, write
@@ -145,6 +146,8 @@ def _carry_out(job: "Job", lock: Lock, *, store: int, image_bytes: int) -> int:
 
     with start_ray(job.cluster, store=store):
         place = place_of(job.cluster, store_needed=job.store_bytes, image_bytes=image_bytes)
+        device = "GPU" if job.cluster.use_gpu(place.gpus) else "core"
+        write(job.run_dir / RUN_FILE, json.dumps({**read_run(job.run_dir), "device": device}, indent=1))
         advise = partial(remedies, recipe=job.recipe, cluster=job.cluster, place=place)
         stop, training = stop_by_signal(job.run_dir), Training(job)
         with stop, Watch(job.run_dir, steps=job.recipe.steps, advise=advise) as watch:
@@ -164,13 +167,25 @@ def _carry_out(job: "Job", lock: Lock, *, store: int, image_bytes: int) -> int:
             say(f"error: {error}\nThe run's folder: {job.run_dir}. Mend the cause and go on with --resume auto.")
             sys.stdout.flush()
             sys.stderr.flush()
+            say(_leave_page(job, error))
     if error is not None:
         return 1
     _say_profile(job)
     page = run_page(job.tracking_uri, job.mlflow_run_id) if job.mlflow_run_id else None
     first = "make ui, then " if job.tracking_uri.startswith("sqlite:") else ""
-    say(f"{_headline(summary)}\n{job.run_dir}" + (f"\n{first}{page}" if page else ""))
+    report = _leave_page(job, "")
+    say(f"{_headline(summary)}\n{job.run_dir}\n{report}" + (f"\n{first}{page}" if page else ""))
     return stop.status if summary["status"] != "finished" else 0
+
+
+def _leave_page(job: "Job", over: str) -> str:
+    """Write the run's page and record it, with what else tells of a run that is over; returns the line that says where it is."""
+    from raydino.launch.report.leave import add_files, leave_page
+
+    files = leave_page(job.run_dir, over=over)
+    if job.mlflow_run_id:
+        add_files(files, tracking_uri=job.tracking_uri, run_id=job.mlflow_run_id)
+    return f"report  {job.run_dir / PAGE}"
 
 
 def _say_profile(job: "Job") -> None:

@@ -8,10 +8,14 @@ from raydino.recipe import Recipe
 
 TRIALS = "trials"
 """Folder of the trials in that of their sweep."""
-QUARANTINE = "quarantine.jsonl"
-"""File in the run's folder: the images that could not be decoded."""
 PROFILE = "profile"
 """Folder in the run's: what `--profile` leaves."""
+QUARANTINE = "quarantine.jsonl"
+"""File in the run's folder: the images that could not be decoded."""
+SKIPPED = "skipped.jsonl"
+"""File in the run's folder: the steps that changed nothing, and the images they were of."""
+PAGE = "report.html"
+"""File in the folder of a run, a sweep or an ablation: the page for people."""
 SETTLING_STEPS, PROFILED_STEPS = 3, 5
 PROFILE_NEEDS = SETTLING_STEPS + 2 * PROFILED_STEPS + 1
 """Steps of a profile: those let go by, those only timed, the profiler's own warm-up, those profiled."""

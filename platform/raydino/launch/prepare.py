@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.init import keep
 from raydino.launch.job import Job
+from raydino.launch.report.card import write_card
 from raydino.launch.resume import DATA, RECIPE_FILE, RUN_FILE, Change, flat, history, read_run, steps_done, write
 from raydino.launch.workers.failure import ERRORS, FAILURE
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
@@ -59,6 +60,7 @@ def prepare(
     record = {"run_id": run_dir.name, "data_digest": manifest.digest, "history": past}
     write(run_dir / RUN_FILE, json.dumps({**record, "mlflow_run_id": known.get("mlflow_run_id")}, indent=1))
     write(run_dir / RECIPE_FILE, recipe.to_yaml())
+    write_card(run_dir, inputs, data_path)
     write(run_dir / "cluster.yaml", redact_text(cluster.to_yaml()))  # for people: nothing reads it back
     Opening.of(
         experiment=cluster.experiment,

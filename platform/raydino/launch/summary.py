@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,11 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 def summarise(run_dir: Path, recipe: Recipe, *, mlflow_run_id: str | None) -> dict[str, Any]:
     """Write and return the summary of the run in `run_dir`."""
     rows = read_metrics(run_dir / METRICS_FILE)
-    trained = {step: row for step, row in rows.items() if LOSS_TOTAL in row}
-    last, seconds, waited, before = 0, 0.0, 0.0, 0
-    for step, row in trained.items():
-        took = row.get(STEP_SECONDS, 0.0) * (step - before)
-        seconds, waited, before, last = seconds + took, waited + took * row.get(DATA_WAIT, 0.0), step, step
-    judged = {name for row in rows.values() for name in row if _is_judgement(name, recipe)}
     summary = {
         "run_id": run_dir.name,
         "mlflow_run_id": mlflow_run_id,
         "fingerprint": recipe.fingerprint(exclude=NOT_IN_FINGERPRINT),
-        "status": "finished" if last >= recipe.steps else "unfinished",
-        "steps": last,
-        "images_seen": last * recipe.global_batch,
-        "images_per_second": last * recipe.global_batch / seconds if seconds else 0.0,
-        "data_wait": waited / seconds if seconds else 0.0,
-        "seconds": seconds,
-        "metrics": {name: _history(name, rows) for name in sorted(judged)},
+        **figures(rows, steps=recipe.steps, global_batch=recipe.global_batch, evals=recipe.evals),
     }
     text = json.dumps(summary, indent=1)
     temporary = run_dir / f".{SUMMARY}.tmp"
@@ -47,11 +36,33 @@ def summarise(run_dir: Path, recipe: Recipe, *, mlflow_run_id: str | None) -> di
     return summary
 
 
-def _is_judgement(name: str, recipe: Recipe) -> bool:
-    return name.split("/")[0] in recipe.evals or name in (RANKME, PIXELS_TOP1)
+def figures(
+    rows: Mapping[int, Mapping[str, float]], *, steps: int, global_batch: int, evals: Collection[str]
+) -> dict[str, Any]:
+    """What a record of a run of `steps` steps comes to; `evals` are the names of its evaluations."""
+    trained = {step: row for step, row in rows.items() if LOSS_TOTAL in row}
+    last, seconds, waited, before = 0, 0.0, 0.0, 0
+    for step, row in trained.items():
+        took = row.get(STEP_SECONDS, 0.0) * (step - before)
+        seconds, waited, before, last = seconds + took, waited + took * row.get(DATA_WAIT, 0.0), step, step
+    judged = {name for row in rows.values() for name in row if is_judgement(name, evals)}
+    return {
+        "status": "finished" if last >= steps else "unfinished",
+        "steps": last,
+        "images_seen": last * global_batch,
+        "images_per_second": last * global_batch / seconds if seconds else 0.0,
+        "data_wait": waited / seconds if seconds else 0.0,
+        "seconds": seconds,
+        "metrics": {name: _history(name, rows) for name in sorted(judged)},
+    }
 
 
-def _history(name: str, rows: dict[int, dict[str, float]]) -> dict[str, float | int | None]:
+def is_judgement(name: str, evals: Collection[str]) -> bool:
+    """Whether a metric judges the teacher: what an evaluation of the recipe found, RankMe, raw pixels."""
+    return name.split("/")[0] in evals or name in (RANKME, PIXELS_TOP1)
+
+
+def _history(name: str, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float | int | None]:
     """Untrained (step 0), last and best (highest) value of an evaluation metric."""
     values = {step: row[name] for step, row in rows.items() if name in row and math.isfinite(row[name])}
     best = max(values, key=lambda step: values[step], default=None)

@@ -48,6 +48,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # MLflow ships true: a model it loads could run code here
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def add_to_run(
 def unavailable(tracking_uri: str, error: Exception, what: str) -> TrackerUnavailable:
     """What to raise when a server failed with `error`, without its secrets."""
     text = redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
+    what += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" * ("error code 401" in text)
     return TrackerUnavailable(f"tracking_uri = {redact_text(tracking_uri)}: {what} ({text})")
 
 

@@ -95,8 +95,7 @@ class Spool:
 
     def pictures(self) -> list[tuple[str, Path, int]]:
         """Name, file and step of the pictures on disk; a name has become that of a file, `/` being `-`."""
-        found = [(path, re.fullmatch(r"(.+)-step-(\d+)", path.stem)) for path in sorted(self._folder().glob("*.png"))]
-        return [(match[1], path, int(match[2])) for path, match in found if match]
+        return pictures_in(self._folder())
 
     def artifact(self, path: Path) -> None:
         """Nothing to do for a file that is on disk; raises FileNotFoundError if it is not."""
@@ -127,6 +126,12 @@ class Spool:
                     "%s cannot be written (%s); the record waits in memory, training goes on", self.path, error
                 )
             self._warned = True
+
+
+def pictures_in(folder: Path) -> list[tuple[str, Path, int]]:
+    """Name, file and step of the pictures in a folder of them."""
+    found = [(path, re.fullmatch(r"(.+)-step-(\d+)", path.stem)) for path in sorted(folder.glob("*.png"))]
+    return [(match[1], path, int(match[2])) for path, match in found if match]
 
 
 def check_name(name: str) -> None:

@@ -126,30 +126,18 @@ def test_kill__mlflow_is_away_and_the_sweep_ends_all_the_same(
     assert process.returncode == 0, output
     assert [row["status"] for row in json.loads((folder / "ranking.json").read_text())["rows"]] == ["finished"] * 2
 
-    from raydino.launch.cluster import ClusterConfig
-    from raydino.launch.sweep.outcome import Ending, result_of
-    from raydino.launch.sweep.prepare import close_parent
-    from raydino.launch.sweep.trial import Trial
-    from raydino.recipe import Recipe
-
-    cluster = ClusterConfig(storage=str(tmp_path / "runs"))
-    results = [
-        result_of(
-            Trial(d.name, Recipe().from_yaml((d / "recipe.yaml").read_text()), d.name),
-            d,
-            otherwise=Ending("failed", "", 0),
-        )
-        for d in sorted(folder.glob("trials/*"))
-    ]
-    assert close_parent(
-        folder, cluster, results, metrics={}, tags={}, files=[folder / "report.html"], status="FINISHED"
-    )
-    client = MlflowClient(cluster.tracker())
+    assert "--resume auto sends it again" in output
+    output, _ = sweep("--trials", "2", "--resume", "auto").communicate(timeout=LIMIT)  # with a tracker that is there
+    assert "is finished" in output and "its record in MLflow is complete now" in output
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (experiment,) = [each for each in client.search_experiments() if each.name == "raydino"]
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if run.info.run_name == "sweep-torn"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(run.info.run_name for run in children) == ["000", "001"]
+    assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    for run in [parent, *children]:
+        assert "report.html" in {file.path for file in client.list_artifacts(run.info.run_id)}
     for run in children:
         history = client.get_metric_history(run.info.run_id, LOSS_TOTAL)
         assert sorted(point.step for point in history) == list(range(1, 13))

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from raydino.config import ConfigError
 from raydino.launch.sweep.importance import Importance
 from raydino.launch.sweep.page import Told, page
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
 from raydino.launch.sweep.ranking import rank
+from raydino.launch.sweep.search import Plan
 from raydino.launch.sweep.space import choice, loguniform, uniform
+from raydino.launch.sweep.told import as_json, told_in
 from raydino.launch.sweep.trial import Evaluation, Status, Trial, TrialResult
 from raydino.recipe import Recipe
 
@@ -91,6 +94,25 @@ def test_page__text_of_others_stays_text(told: Told):
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
     assert "<b>all</b>" not in text and "<i>no</i>" not in text
     assert "script-src" not in text and "default-src 'none'" in text
+
+
+def test_told__what_is_written_down_makes_the_same_page(told: Told, tmp_path: Path):
+    folder = tmp_path / "sweep-x"
+    (folder / "pictures").mkdir(parents=True)
+    for path in told.pictures.values():
+        (folder / "pictures" / path.name).write_bytes(path.read_bytes())
+    plan = Plan(folder, told.settings)
+    assert told_in(folder, plan) is None
+    (folder / "ranking.json").write_text(as_json(told))
+    (folder / "best.yaml").write_text(told.best)
+    plan.save()
+    read = Plan.load(folder)
+    assert read is not None
+    again = told_in(folder, read)
+    assert again is not None and page(again) == page(told)
+    (folder / "ranking.json").write_text("{}")
+    with pytest.raises(ConfigError, match="ranking.json: cannot be read"):
+        told_in(folder, plan)
 
 
 def test_page__of_a_sweep_in_which_nothing_ran(told: Told):

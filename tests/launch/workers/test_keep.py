@@ -12,10 +12,10 @@ import torch
 from raydino import collectives
 from raydino.config import ConfigError
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.job import Job
+from raydino.launch.job import SKIPPED, Job
 from raydino.launch.workers import wishes
 from raydino.launch.workers.keep import FOLDER, Keeper, choose
-from raydino.launch.workers.record import SKIPPED, Record
+from raydino.launch.workers.record import Record
 from raydino.launch.workers.wishes import SAVE, STOP, Wish, Wishes
 from raydino.launch.workers.worker import build_loop
 from raydino.methods.config import DINOv2Config

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
 from raydino.launch.ablation.config import AblationConfig
-from raydino.launch.ablation.table import Outcome, Row, as_csv, as_json, markdown, rows
+from raydino.launch.ablation.table import PICTURE, TABLE, Outcome, Row, as_csv, as_json, markdown, rows
 from raydino.launch.ablation.variants import FULL, LeftOut, Variant, applied, chosen
 from raydino.launch.init import settled
+from raydino.launch.job import PAGE
 from raydino.launch.lock import Lock, run_lock
 from raydino.launch.resume import flat, write
 from raydino.launch.sweep.driver import SAVING, from_command_line
@@ -28,8 +29,6 @@ from raydino.tracking.spool import METRICS_FILE, read_metrics
 if TYPE_CHECKING:
     from raydino.launch.sweep.board import Board
 
-TABLE, PICTURE = "ablation", "ablation.png"
-"""The table's files in the ablation's folder (with .md, .json and .csv), and its picture."""
 Run = Callable[..., list[TrialResult]]
 
 
@@ -129,6 +128,7 @@ def _carry_out(command: Command, plan: Ablation, folder: Path, lock: Lock, trial
     say(markdown(found, left_out=plan.left_out, objective=plan.objective))
     advice = "" if complete else "; go on with --resume auto"
     say(f"{finished} of {len(plan.trials)} runs finished{advice}\n{folder}")
+    say(f"report  {folder / PAGE}")
     return interrupts.status or (0 if complete else 1)
 
 
@@ -152,7 +152,8 @@ def outcome(result: TrialResult, objective: str) -> Outcome:
 
 
 def write_table(plan: Ablation, found: Sequence[Row], folder: Path, *, seconds: float) -> list[Path]:
-    """The table as Markdown, JSON and CSV, and its picture; returns the files. `seconds`: of all runs together."""
+    """The table as Markdown, JSON and CSV, its picture and its page; returns the files. `seconds`: of all runs together."""
+    from raydino.launch.ablation.page import ablation_page
     from raydino.launch.ablation.picture import draw
 
     recipe, objective = plan.recipe, plan.objective
@@ -173,4 +174,5 @@ def write_table(plan: Ablation, found: Sequence[Row], folder: Path, *, seconds: 
     for suffix, text in texts.items():
         write(folder / f"{TABLE}{suffix}", text)
     draw(found, folder / PICTURE, objective=objective)
-    return [*(folder / f"{TABLE}{suffix}" for suffix in texts), folder / PICTURE]
+    write(folder / PAGE, ablation_page(folder) or "")
+    return [folder / PAGE, *(folder / f"{TABLE}{suffix}" for suffix in texts), folder / PICTURE]

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from raydino.launch.ablation.variants import FULL, Expected, LeftOut, Variant
 
+TABLE, PICTURE = "ablation", "ablation.png"
+"""The table's files in the ablation's folder (with .md, .json and .csv), and its picture."""
 CONFIDENCE = 0.95
 SAME = 0.02  # of k-NN: an interval within this of 0 is no difference worth the name
 Direction = Literal["worse", "better", "close"]

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
+from raydino.launch.job import PAGE
 from raydino.launch.lock import Lock, refuse_if_held, run_lock
 from raydino.launch.sweep.config import SweepConfig
 from raydino.launch.sweep.space import label
@@ -70,7 +71,11 @@ def run(command: Command) -> int:
         refuse_another(known, sweep)
         refuse_if_held(sweep.folder)
         if known.finished and len(known.trials) >= (sweep.count or 0):
-            say(f"{sweep.folder.name} is finished: {sweep.folder / 'report.html'}")
+            say(f"{sweep.folder.name} is finished: {sweep.folder / PAGE}")
+            if not known.recorded:
+                from raydino.launch.sweep.record import record_again
+
+                say(record_again(sweep, known))
             return 0
         if command.resume == "no":
             raise ConfigError(

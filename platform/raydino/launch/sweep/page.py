@@ -1,21 +1,21 @@
 """The page of a sweep: one HTML file without scripts, with nothing loaded from elsewhere, in the manner of curation's report."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raydino.curation import markup
+from raydino.curation.document import Section, document, embedded, tiles
 from raydino.curation.markup import lines, number, table, text
+from raydino.launch.report.curves import STYLE
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, Importance
 from raydino.launch.sweep.population import Exploit
 from raydino.launch.sweep.ranking import Row
 from raydino.launch.sweep.space import label
 
-_STYLE = Path(markup.__file__).with_name("page.css")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second wall behind escaping
+if TYPE_CHECKING:
+    from raydino.launch.sweep.search import Planned
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,18 @@ class Told:
     """best.yaml."""
 
 
-def page(told: Told) -> str:
-    """The sweep as an HTML document: a pure function of what is told."""
-    sections = [
+def page(told: Told, *, curves: str = "") -> str:
+    """The sweep as an HTML document: a pure function of what is told; `curves` of the trials over each other, finished."""
+    sections: list[Section] = [
         ("ranking", "Ranking", _ranking(told)),
         ("mattered", "What mattered", _mattered(told)),
         ("pictures", "Pictures", "".join(_picture(caption, path) for caption, path in told.pictures.items())),
+        *([("curves", "Curves", curves)] if curves else []),
         *([("exploits", "Exploits", _exploits(told))] if told.exploits else []),
         ("best", "The best recipe", f'<pre tabindex="0">{lines(told.best, longest=2000)}</pre>'),
         ("repeat", "How to repeat this", _repeat(told)),
     ]
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
-        for name, title, content in sections
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(told.title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<style>{_STYLE.read_text()}</style></head>\n"
-        f'<body><a class="skip" href="#main">Skip to the content</a><nav aria-label="Sections"><ol>{links}</ol></nav>'
-        f'<main id="main" tabindex="-1">{_head(told)}{body}</main></body></html>\n'
-    )
+    return document(told.title, _head(told), sections, style=STYLE.read_text())
 
 
 def shown(value: float | None, spread: float | None) -> str:
@@ -78,7 +67,7 @@ def shown(value: float | None, spread: float | None) -> str:
     return f"{value:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
 
 
-def settings_of(row: Row) -> str:
+def settings_of(row: "Row | Planned") -> str:
     """What a configuration sets, for people."""
     return ", ".join(f"{label(key)} {_value(value)}" for key, value in row.params.items()) or "the recipe as it is"
 
@@ -90,7 +79,7 @@ def how_it_ended(row: Row) -> str:
 
 def _head(told: Told) -> str:
     statuses = [row.status for row in told.rows]
-    tiles = [
+    figures = [
         ("in", "configurations", f"{len(told.rows):,}", ""),
         ("kept", "trained to the end", f"{statuses.count('finished'):,}", ""),
         ("dropped", "stopped early", f"{statuses.count('stopped'):,}", ""),
@@ -102,13 +91,9 @@ def _head(told: Told) -> str:
         if best
         else "No trial was run."
     )
-    cells = "".join(
-        f'<div class="{kind}"><dt>{name}</dt><dd>{count}</dd><dd class="aside">{note}</dd></div>'
-        for kind, name, count, note in tiles
-    )
     return (
         f'<header><h1>{text(told.title)}</h1><p class="aside">{text(told.created)} · {told.device_hours:.3g} '
-        f'{text(told.device)}-hours · {told.minutes:.1f} minutes</p><dl class="tiles">{cells}</dl><p>{text(words)}</p></header>'
+        f"{text(told.device)}-hours · {told.minutes:.1f} minutes</p>{tiles(figures)}<p>{text(words)}</p></header>"
     )
 
 
@@ -129,7 +114,7 @@ def _ranking(told: Told) -> str:
     head = ["trial", *(text(label(key)) for key in keys), "ended", text(told.objective), "seeds", "images", "minutes"]
     note = (
         '<p class="aside">Means over seeds, ± their standard deviation. Configurations that were stopped are ranked by how far '
-        "they came: their values are of fewer images.</p>"
+        "they came: their values are of fewer images. Each trial has a page of its own, trials/NAME/report.html.</p>"
     )
     return note + table("Configurations, the best first", head, rows, words=2 + len(keys))
 
@@ -152,9 +137,7 @@ def _mattered(told: Told) -> str:
 
 
 def _picture(caption: str, path: Path) -> str:
-    source = base64.b64encode(path.read_bytes()).decode()
-    style = "width:100%;height:auto;background:#fff"
-    return f'<h3>{text(caption)}</h3><img src="data:image/png;base64,{source}" alt="{text(caption)}" style="{style}">'
+    return f"<h3>{text(caption)}</h3>{embedded(path.read_bytes(), text(caption))}"
 
 
 def _exploits(told: Told) -> str:

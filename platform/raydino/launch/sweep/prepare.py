@@ -9,6 +9,7 @@ from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_against, open_inputs, resolve
 from raydino.launch.job import Job
 from raydino.launch.prepare import code_tags, prepare
+from raydino.launch.report.leave import leave_page
 from raydino.launch.resume import RECIPE_FILE, changes_since
 from raydino.launch.summary import summarise
 from raydino.launch.sweep.outcome import end, ending
@@ -71,6 +72,7 @@ def settle_trial(result: TrialResult, cluster: ClusterConfig, *, parent: str | N
             run_dir,
             tracking_uri=cluster.tracker(),
             status=ENDED[result.status],
+            files=leave_page(run_dir, over=""),
             tags={**below, "ending": result.status, "ending_reason": result.reason or "reached its last step"},
         )
     except TrackerUnavailable as error:
@@ -113,11 +115,14 @@ def close_parent(
     spool = Spool(folder)
     spool.log(metrics, len(results))
     spool.close(status)
+    whole = True
     try:
         parent = settle(folder, tracking_uri=cluster.tracker(), status=status, tags=tags, files=files)
-    except TrackerUnavailable as error:
+    except TrackerUnavailable as error:  # one request of many may have come too late, and the trials' may come in time
         log.warning("%s", error)
-        return False
+        parent, whole = recorded_run(folder), False
+        if parent is None:
+            return False
     late = [each for each in results if (found := ending(each.run_dir)) is not None and found.recorded != parent]
     taken = [settle_trial(each, cluster, parent=parent) for each in late]
-    return all(taken)
+    return whole and all(taken)

@@ -9,15 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydino.launch.resume import flat, write
+from raydino.config import read_yaml_file
+from raydino.launch.job import PAGE, TRIALS
+from raydino.launch.resume import RECIPE_FILE, flat, write
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_equally
+from raydino.launch.sweep.outcome import Ending, result_of
 from raydino.launch.sweep.page import Told, how_it_ended, page, settings_of, shown
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
 from raydino.launch.sweep.prepare import close_parent
 from raydino.launch.sweep.ranking import Row, device_hours, rank
 from raydino.launch.sweep.space import apply, current, label, written
-from raydino.launch.sweep.trial import TrialResult
+from raydino.launch.sweep.told import BEST, PICTURES, RANKING, as_json, curves, told_in
+from raydino.launch.sweep.trial import Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import run_page
 from raydino.tracking.outbox import recorded_run
@@ -35,8 +39,7 @@ if TYPE_CHECKING:
     from raydino.launch.sweep.search import Plan
     from raydino.launch.sweep.setting import Sweep
 
-BEST, PAGE, RANKING = "best.yaml", "report.html", "ranking.json"
-"""Files in the sweep's folder."""
+NOT_RECORDED = "the tracker did not take everything; the same command with --resume auto sends it again"
 
 
 def parameters(sweep: "Sweep") -> dict[str, object]:
@@ -92,11 +95,27 @@ def leave(
         settings=plan.settings,
         best=best or "",
     )
-    write(folder / PAGE, page(told))
-    write(folder / RANKING, json.dumps(_table(told), indent=1))
-    files = [path for path in (folder / BEST, folder / PAGE, folder / RANKING, *pictures.values()) if path.exists()]
-    _record(sweep, told, results, files, complete=complete)
-    return _summary(sweep, told)
+    write(folder / RANKING, as_json(told))
+    write(folder / PAGE, page(told, curves=curves(plan, folder)))
+    plan.recorded = _record(sweep, told, results, complete=complete)
+    plan.save()
+    return _summary(sweep, told) + ("" if plan.recorded else f"\n{NOT_RECORDED}")
+
+
+def record_again(sweep: "Sweep", plan: "Plan") -> str:
+    """Send the tracker what it did not take of a finished sweep; returns what to say. Raises ConfigError."""
+    told = told_in(sweep.folder, plan)
+    if told is None:
+        return NOT_RECORDED
+    results = []
+    for planned in plan.trials:
+        run_dir = sweep.folder / TRIALS / planned.name
+        recipe = sweep.recipe.override(read_yaml_file(run_dir / RECIPE_FILE))
+        trial = Trial(planned.name, recipe, planned.group)
+        results.append(result_of(trial, run_dir, otherwise=Ending("failed", "its end is not in its folder", 0)))
+    plan.recorded = _record(sweep, told, results, complete=True)
+    plan.save()
+    return "its record in MLflow is complete now" if plan.recorded else NOT_RECORDED
 
 
 def _pictures(
@@ -110,7 +129,7 @@ def _pictures(
 ) -> dict[str, Path]:
     if not any(row.value is not None for row in rows):
         return {}
-    folder, objective = sweep.folder / "pictures", sweep.config.objective
+    folder, objective = sweep.folder / PICTURES, sweep.config.objective
     folder.mkdir(exist_ok=True)
     return {
         "Every configuration as a line": parallel_coordinates(
@@ -145,33 +164,6 @@ def best_recipe(base: Recipe, row: Row) -> Recipe:
     return apply(base, row.params)
 
 
-def _table(told: Told) -> dict[str, Any]:
-    """ranking.json."""
-    return {
-        "objective": told.objective,
-        "rows": [
-            {
-                "trial": row.group,
-                "params": dict(row.params),
-                "status": row.status,
-                "reason": row.reason,
-                "mean": row.value,
-                "spread": row.spread,
-                "values": list(row.values),
-                "images": row.images,
-                "seconds": row.seconds,
-                "failed": row.failed,
-            }
-            for row in told.rows
-        ],
-        "importance": [{"key": each.key, "share": each.share, "spread": each.spread} for each in told.mattered],
-        "compared": {"trials": told.compared[0], "images": told.compared[1]},
-        "device_hours": told.device_hours,
-        "device": told.device,
-        "minutes": told.minutes,
-    }
-
-
 def figures(rows: Sequence[Row], *, hours: float) -> dict[str, float]:
     """A sweep in numbers, by metric name; `hours` of devices."""
     found = {SWEEP_DEVICE_HOURS: hours, SWEEP_CONFIGURATIONS: float(len(rows))}
@@ -196,10 +188,11 @@ def _devices(sweep: "Sweep", *, on_gpu: bool) -> float:
     return sweep.cluster.gpus_per_worker if on_gpu else sweep.cluster.cpus_per_worker
 
 
-def _record(
-    sweep: "Sweep", told: Told, results: Sequence[TrialResult], files: Sequence[Path], *, complete: bool
-) -> None:
-    close_parent(
+def _record(sweep: "Sweep", told: Told, results: Sequence[TrialResult], *, complete: bool) -> bool:
+    """End the sweep's run in MLflow with its files; whether the tracker took it all."""
+    names = (BEST, PAGE, RANKING)
+    files = [p for p in (*(sweep.folder / name for name in names), *told.pictures.values()) if p.exists()]
+    return close_parent(
         *(sweep.folder, sweep.cluster, results),
         metrics=figures(told.rows, hours=told.device_hours),
         tags={"best": settings_of(told.rows[0]) if told.rows else "none"},

@@ -43,6 +43,8 @@ class Plan:
         self._path, self.settings = folder / PLAN, dict(settings)
         self.trials: list[Planned] = []
         self.finished = False
+        self.recorded = True
+        """Whether the tracker has all of what it came to; without, a finished sweep is recorded again when it is called."""
 
     @classmethod
     def load(cls, folder: Path) -> "Plan | None":
@@ -54,7 +56,7 @@ class Plan:
             data = json.loads(path.read_text())
             plan = cls(folder, data["settings"])
             plan.trials = [Planned(**each) for each in data["trials"]]
-            plan.finished = bool(data["finished"])
+            plan.finished, plan.recorded = bool(data["finished"]), bool(data.get("recorded", True))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: cannot be read ({error}); restore it, or give another --name.") from None
         return plan
@@ -66,7 +68,8 @@ class Plan:
 
     def save(self) -> None:
         """Write it down."""
-        data = {"settings": self.settings, "finished": self.finished, "trials": [asdict(each) for each in self.trials]}
+        state = {"finished": self.finished, "recorded": self.recorded}
+        data = {"settings": self.settings, **state, "trials": [asdict(each) for each in self.trials]}
         write(self._path, json.dumps(data, indent=1))
 
 

@@ -19,7 +19,7 @@ from raydino.evals.knn import pixels_knn
 from raydino.evals.pictures import attention_maps, crop_sheet, patch_pca
 from raydino.evals.spectrum import spectrum
 from raydino.launch.inputs import Inputs
-from raydino.launch.job import QUARANTINE, Job
+from raydino.launch.job import QUARANTINE, SKIPPED, Job
 from raydino.nn.backbone import Backbone
 from raydino.tracking.meters import Meter, Rate
 from raydino.tracking.mlflow_run import MLflowRun
@@ -54,8 +54,6 @@ from raydino.views import Batch
 log = logging.getLogger(__name__)
 
 PICTURE_IMAGES = 6
-SKIPPED = "skipped.jsonl"
-"""File in the run's folder: the steps that changed nothing, and the images they were of."""
 
 
 def quarantine(run_dir: Path, rank: int, bad: BadImage) -> None:
