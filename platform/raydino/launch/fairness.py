@@ -28,6 +28,8 @@ from raydino.launch.subjects import Asked, name_of, open_images, opened, run_fol
 from raydino.launch.terminal.command import fail, say
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from raydino.evals.evaluation import Labelled
     from raydino.export.model import Model
     from raydino.launch.fairness_report import Judged, Study
@@ -95,8 +97,12 @@ def _carry_out(options: argparse.Namespace, *, command: str) -> None:
     check_known(by, sets[0].queries.collection.columns, path=options.data)
     associations = numbered(parse_associations(options.association), sets[0].classes)
     groups = read_groups(by, sets[0].queries, sets[0].classes)
+    found, seen = _seen(options.head, models, sets, data=name_of(options.data))
+    groups, labels = [one.part(seen) for one in groups], sets[0].queries.labels[seen]
+    settings = {"minimum": options.minimum, "seed": options.seed}
     judged = [
-        _judged(options, labelled, model, groups, associations) for model, labelled in zip(models, sets, strict=True)
+        _judged(model, rows, labels, groups, associations, **settings)
+        for model, rows in zip(models, found, strict=True)
     ]
     study = Study(
         command=command,
@@ -110,7 +116,7 @@ def _carry_out(options: argparse.Namespace, *, command: str) -> None:
         minimum=options.minimum,
         seed=options.seed,
         classes=sets[0].classes,
-        labels=sets[0].queries.labels,
+        labels=labels,
         groups=groups,
         associations={name: [sets[0].classes[place] for place in places] for name, places in associations.items()},
         judged=judged,
@@ -161,41 +167,47 @@ def _labelled(asked: Asked, path: str, model: "Model", by: Sequence[str]) -> "La
     return replace(labelled, bank=bank, queries=queries)
 
 
-def _judged(
-    options: argparse.Namespace,
-    labelled: "Labelled",
-    model: "Model",
-    groups: Sequence[Groups],
-    associations: dict[str, list[int]],
-) -> "Judged":
-    from raydino.evals.fairness import associated, by_group, probabilities
-    from raydino.launch.fairness_report import Judged
+def _seen(
+    head: str, models: "Sequence[Model]", sets: "Sequence[Labelled]", *, data: str
+) -> "tuple[list[np.ndarray], np.ndarray]":
+    """What the head says for each model, float64 [images, classes], and which of the judged images all could decode."""
+    from functools import reduce
+
+    import numpy as np
+
+    from raydino.evals.fairness import probabilities
 
     try:
-        found, places = probabilities(model.backbone, labelled, HEADS[options.head])
+        every = [probabilities(m.backbone, labelled, HEADS[head]) for m, labelled in zip(models, sets, strict=True)]
     except ValueError as error:
-        raise ConfigError(f"{options.head} on {name_of(options.data)}: {error}") from error
-    right = found.argmax(axis=1) == labelled.queries.labels[places]
-    taken = associated(found, associations)
+        raise ConfigError(f"{head} on {data}: {error}") from error
+    seen = reduce(np.intersect1d, [places for _, places in every])
+    return [found[np.searchsorted(places, seen)] for found, places in every], seen
+
+
+def _judged(
+    model: "Model",
+    found: "np.ndarray",
+    labels: "np.ndarray",
+    groups: Sequence[Groups],
+    associations: dict[str, list[int]],
+    *,
+    minimum: int,
+    seed: int,
+) -> "Judged":
+    """A model judged by probabilities [images, classes] of images with `labels` and `groups`."""
+    from raydino.evals.fairness import associated, by_group
+    from raydino.launch.fairness_report import Judged
+
+    right, taken = found.argmax(axis=1) == labels, associated(found, associations)
     columns, tables = {}, {}
     for one in groups:
-        of = [one.of[place] for place in places]
-        settings = {"minimum": options.minimum, "seed": options.seed}
-        columns[one.column] = by_group(right, of, one.names, key=one.column, **settings)
+        columns[one.column] = by_group(right, one.of, one.names, minimum=minimum, seed=seed, key=one.column)
         tables[one.column] = {
-            name: by_group(hits, of, one.names, key=f"{one.column} {name}", **settings)[0]
+            name: by_group(hits, one.of, one.names, minimum=minimum, seed=seed, key=f"{one.column} {name}")[0]
             for name, hits in taken.items()
         }
-    say(f"{model.name}: {right.mean():.3f} of {len(right)} images right")
-    return Judged(
-        model=model.name,
-        digest=model.digest,
-        step=model.step,
-        accuracy=float(right.mean()),
-        undecodable=len(labelled.queries) - len(places),
-        columns=columns,
-        associations=tables,
-    )
+    return Judged(model.name, model.digest, model.step, float(right.mean()), columns, tables)
 
 
 def _record(asked: Asked, study: "Study", folder: Path) -> None:

@@ -6,7 +6,7 @@ What is measured says nothing of who or what is shown: such groups are of image 
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
@@ -43,6 +43,13 @@ class Groups:
     """In the order in which they are shown."""
     of: list[str]
     """The group of each image, in the order of its set."""
+
+    def part(self, places: "np.ndarray") -> "Groups":
+        """The groups of the images at `places`; a value that no image has any more is still a group, of none."""
+        of = [self.of[place] for place in places]
+        # What is measured is missing of undecodable images alone, and those have gone.
+        names = tuple(name for name in self.names if name in of or not self.measured)
+        return replace(self, names=names, of=of)
 
 
 def check_known(names: Sequence[str], columns: Collection[str], *, path: str) -> None:

@@ -43,7 +43,6 @@ class Judged:
     step: int | None
     accuracy: float
     """Of all judged images."""
-    undecodable: int
     columns: Mapping[str, tuple[tuple[GroupShare, ...], Gap | None]]
     """Accuracy by group, and the gap, of each column."""
     associations: Mapping[str, Mapping[str, tuple[GroupShare, ...]]]
@@ -99,7 +98,7 @@ def as_json(study: Study) -> dict:
         "columns": {g.column: {"origin": g.origin, "counts": study.counts(g)} for g in study.groups},
         "models": [
             {
-                **{name: getattr(one, name) for name in ("model", "digest", "step", "accuracy", "undecodable")},
+                **{name: getattr(one, name) for name in ("model", "digest", "step", "accuracy")},
                 "columns": {
                     column: {"groups": [asdict(share) for share in shares], "gap": None if gap is None else asdict(gap)}
                     for column, (shares, gap) in one.columns.items()
@@ -188,8 +187,7 @@ def _datasheet(study: Study) -> Iterator[str]:
     yield f"- Source, as given: {study.source}. Licence, as given: {study.licence}."
     yield f"- Head: {study.head}. It learned from {study.learned_from}."
     for one in study.judged:
-        bad = f"; {one.undecodable} judged images could not be decoded and are left out" if one.undecodable else ""
-        yield f"- Model {one.model}: weights {one.digest[:16]}, raydino {version()}{bad}."
+        yield f"- Model {one.model}: weights {one.digest[:16]}, raydino {version()}."
     for name, classes in study.associations.items():
         yield f"- Classes of {name!r}: {', '.join(classes)}."
     for groups in study.groups:
