@@ -15,6 +15,7 @@ from PIL import Image
 from raydino.evals.evaluation import Labelled
 from raydino.evals.images import ImageSet
 from raydino.nn.config import BackboneConfig
+from raydino.shards.schema import content_id
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks of the gloo fixture do not find this file
 
@@ -32,7 +33,12 @@ class Rows:
     """Stands in for a collection: images by row, in two row groups, with further columns."""
 
     def __init__(self, images: Sequence[bytes], columns: Mapping[str, Sequence[Any]] | None = None) -> None:
-        self._columns = {"bytes": list(images), "path": [f"{i}.png" for i in range(len(images))], **(columns or {})}
+        own = {
+            "id": [content_id(image) for image in images],
+            "bytes": list(images),
+            "path": [f"{i}.png" for i in range(len(images))],
+        }
+        self._columns = {**own, **(columns or {})}
         half = len(images) // 2
         self.row_groups = (half, len(images) - half) if half else (len(images),)
         self.folder = "rows"
@@ -45,7 +51,7 @@ class Rows:
         return slice(start, start + self.row_groups[group])
 
     def read(self, group: int) -> pa.Table:
-        return pa.table({name: self._columns[name][self._rows(group)] for name in ("bytes", "path")})
+        return pa.table({name: self._columns[name][self._rows(group)] for name in ("id", "bytes", "path")})
 
     def column(self, group: int, name: str) -> pa.ChunkedArray:
         return pa.chunked_array([self._columns[name][self._rows(group)]])

@@ -74,6 +74,8 @@ class LinearConfig(EvaluationConfig):
     """Steps at least, as ten passes over a few thousand images teach a head nothing; the published length of one epoch."""
     batch: Positive = 128
     """Images of a step; published: 128 on each of 8 GPUs."""
+    crops: Literal["centre", "random"] = "centre"
+    """What heads learn from: centre crops, encoded once, or as published random crops with flips, encoded at every step."""
     choose: Literal["held_back", "test"] = "held_back"
     """Where the best head is chosen: on training images held back, or on the test images as published, which is optimistic."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1

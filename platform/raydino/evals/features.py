@@ -43,6 +43,11 @@ class Features:
         parts = [self.cls[:, -blocks:].flatten(1), *([self.pooled] if pooled else [])]
         return torch.cat(parts, dim=1)
 
+    def part(self, rows: Int[np.ndarray, " M"]) -> "Features":
+        """The features in `rows`, in that order."""
+        index = torch.from_numpy(rows).to(self.cls.device)
+        return Features(self.cls[index], self.pooled[index], self.labels[index], self.positions[index])
+
 
 @dataclass
 class _Shared:

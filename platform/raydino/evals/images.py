@@ -26,6 +26,7 @@ from raydino.views import Size, height_width
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FILES_AT_ONCE = 1024
 CACHE_BYTES = 1 << 30  # per set and process; 1 GiB holds 7,100 crops of 224 pixels or 350,000 of 32
 
 
@@ -83,6 +84,21 @@ class ImageSet:
     def ids(self) -> list[bytes]:
         """Content ids of the images, in order of their rows; reads them."""
         return self._pixels.column(self._places, "id")
+
+    def files(self, *, most: int) -> list[bytes]:
+        """The images as they are encoded, in order of their rows; reads them. Raises ValueError for more than `most` bytes."""
+        found: list[bytes] = []
+        total = 0
+        for start in range(0, len(self), FILES_AT_ONCE):
+            part = self._pixels.column(self._places[start : start + FILES_AT_ONCE], "bytes")
+            found += part
+            total += sum(map(len, part))
+            if total > most:
+                raise ValueError(
+                    f"{start + len(part):,} of {len(self):,} encoded images have {total / 2**30:.1f} GiB, and at most "
+                    f"{most / 2**30:.1f} are kept in memory; take fewer"
+                )
+        return found
 
     def at_most(self, count: int, *, seed: int) -> "ImageSet":
         """This set, or `count` of its images chosen by (seed, "evals")."""

@@ -2,6 +2,10 @@
 
 Every head sees the same batches, so one pass over the features trains the whole grid (dinov2/eval/linear.py; the DINOv2
 paper, appendix B.3): the cls tokens of the last 1 or 4 blocks, with or without the mean patch of the last, at 13 learning
+rates. Heads learn from centre crops, whose features are there already, or as published from random crops (random_crops.py).
+The published evaluation reports the head that is best on the very images it reports. Here that is an option, and the
+default chooses on a part of the training images that no head has learned from.
+paper, appendix B.3): the cls tokens of the last 1 or 4 blocks, with or without the mean patch of the last, at 13 learning
 rates. The published evaluation reports the head that is best on the very images it reports; here that is an option, and the
 default chooses on a part of the training images that no head has learned from.
 The gradient of a linear softmax is written out: 13 heads of one input are one product of matrices, which autograd would
@@ -10,7 +14,7 @@ Letters: N images, F features, C classes, H heads, B batch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,12 +27,14 @@ from raydino import collectives, keyed
 from raydino.evals.config import LinearConfig
 from raydino.evals.evaluation import Evaluation, Labelled
 from raydino.evals.features import Features, extract_blocks
+from raydino.evals.random_crops import SCALE, batches_of_crops
 
 if TYPE_CHECKING:
     from raydino.nn.backbone import Backbone
 
 MOMENTUM = 0.9
 INITIAL_STD = 0.01
+CROPS = {"centre": "centre crops", "random": f"random crops of {SCALE[0]:.0%} to {SCALE[1]:.0%} of the area and flips"}
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,10 @@ class Linear(Evaluation):
             if c.choose == "held_back"
             else "CHOSEN ON THE TEST IMAGES, as published: optimistic"
         )
+        blocks = "/".join(map(str, c.blocks))
         return (
-            f"{heads} linear heads on frozen centre crops (last {'/'.join(map(str, c.blocks))} blocks, with and without mean "
-            f"patch, {len(c.learning_rates)} learning rates), SGD momentum {MOMENTUM}, no weight decay, cosine, batch {c.batch}, "
+            f"{heads} linear heads on frozen {CROPS[c.crops]} (last {blocks} blocks, with and without mean patch, "
+            f"{len(c.learning_rates)} learning rates), SGD momentum {MOMENTUM}, no weight decay, cosine, batch {c.batch}, "
             f"{c.epochs} epochs but at least {c.least_steps} steps; the head is {chosen}"
         )
 
@@ -98,30 +105,49 @@ class Linear(Evaluation):
         judged = extract_blocks(encoder, queries, labelled.normalisation, device=device, blocks=self.blocks)
         share = config.holdout if config.choose == "held_back" else 0.0
         learn, held_back = held_back_rows(len(bank.labels), share=share, seed=labelled.seed)
-        classes, scored = len(labelled.classes), []
-        inputs = [Input(min(b, bank.cls.shape[1]), p) for b in config.blocks for p in (False, True)]
-        for index, kind in enumerate(dict.fromkeys(inputs)):
-            table = torch.zeros(len(config.learning_rates), 3, dtype=torch.float64, device=device)
-            if index % collectives.world_size() == collectives.rank():  # whole inputs: no rank sums in another order
-                heads = self._trained(bank, kind, learn, classes, seed=labelled.seed)
-                table[:, 0] = heads.right(bank, kind, held_back, top=1)
-                every = np.arange(len(judged.labels))
-                table[:, 1], table[:, 2] = (heads.right(judged, kind, every, top=top) for top in (1, 5))
-            rows = collectives.all_sum(table).tolist()
-            scored += [Scored(kind, lr, *row) for lr, row in zip(config.learning_rates, rows, strict=True)]
-        return scored
-
-    def _trained(self, bank: Features, kind: Input, learn: np.ndarray, classes: int, *, seed: int) -> "Heads":
-        config = self.config
-        x = bank.joined(blocks=kind.blocks, pooled=kind.pooled)
         batch = min(config.batch, len(learn))
         steps = max(config.epochs * len(learn) // batch, config.least_steps)
-        scale = batch / 256
-        heads = Heads(x.shape[1], classes, [lr * scale for lr in config.learning_rates], device=x.device, seed=seed)
-        for step, rows in enumerate(batches(learn, batch=batch, steps=steps, seed=seed)):
-            index = torch.from_numpy(rows).to(x.device)
-            heads.step(x[index], bank.labels[index], decay=0.5 * (1 + math.cos(math.pi * step / steps)))
-        return heads
+        rows = list(batches(learn, batch=batch, steps=steps, seed=labelled.seed))
+        if config.crops == "centre":
+            seen = (bank.part(each) for each in rows)
+        else:
+            seen = batches_of_crops(
+                encoder,
+                images,
+                bank,
+                rows,
+                epochs=[step // (len(learn) // batch) for step in range(steps)],
+                blocks=self.blocks,
+                normalise=labelled.normalisation,
+                seed=labelled.seed,
+            )
+        inputs = [Input(min(b, bank.cls.shape[1]), p) for b in config.blocks for p in (False, True)]
+        kinds, every = list(dict.fromkeys(inputs)), np.arange(len(judged.labels))
+        mine = kinds[collectives.rank() :: collectives.world_size()]  # whole inputs: no rank sums in another order
+        trained = self._trained(mine, seen, steps=steps, classes=len(labelled.classes), seed=labelled.seed)
+        scored = []
+        for kind in kinds:
+            table = torch.zeros(len(config.learning_rates), 3, dtype=torch.float64, device=device)
+            if (heads := trained.get(kind)) is not None:
+                table[:, 0] = heads.right(bank, kind, held_back, top=1)
+                table[:, 1], table[:, 2] = (heads.right(judged, kind, every, top=top) for top in (1, 5))
+            found = collectives.all_sum(table).tolist()
+            scored += [Scored(kind, lr, *row) for lr, row in zip(config.learning_rates, found, strict=True)]
+        return scored
+
+    def _trained(
+        self, kinds: Sequence[Input], seen: Iterable[Features], *, steps: int, classes: int, seed: int
+    ) -> "dict[Input, Heads]":
+        """Heads of each kind of input, all from the same batches."""
+        every: dict[Input, Heads] = {}
+        for step, batch in enumerate(seen):  # to its end on a rank without inputs too, for the others wait for it
+            for kind in kinds:
+                x = batch.joined(blocks=kind.blocks, pooled=kind.pooled)
+                if kind not in every:
+                    rates = [lr * len(x) / 256 for lr in self.config.learning_rates]
+                    every[kind] = Heads(x.shape[1], classes, rates, device=x.device, seed=seed)
+                every[kind].step(x, batch.labels, decay=0.5 * (1 + math.cos(math.pi * step / steps)))
+        return every
 
 
 class Heads:
