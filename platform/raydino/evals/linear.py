@@ -5,9 +5,6 @@ paper, appendix B.3): the cls tokens of the last 1 or 4 blocks, with or without 
 rates. Heads learn from centre crops, whose features are there already, or as published from random crops (random_crops.py).
 The published evaluation reports the head that is best on the very images it reports. Here that is an option, and the
 default chooses on a part of the training images that no head has learned from.
-paper, appendix B.3): the cls tokens of the last 1 or 4 blocks, with or without the mean patch of the last, at 13 learning
-rates. The published evaluation reports the head that is best on the very images it reports; here that is an option, and the
-default chooses on a part of the training images that no head has learned from.
 The gradient of a linear softmax is written out: 13 heads of one input are one product of matrices, which autograd would
 make of 13 graphs.
 Letters: N images, F features, C classes, H heads, B batch.
