@@ -139,7 +139,7 @@ def test_main__the_head_learns_on_a_training_split_where_there_is_one(small_imag
         (["--by", "plaec"], "by = 'plaec': "),
         (["--by", "plaec"], "did you mean place"),
         (["--by", "colour"], "there are box, brightness, bytes-per-pixel"),
-        (["--by", "kind"], "by = 'kind': all 100 judged images are 'png'; give a column of two or more"),
+        (["--by", "kind"], "by = 'kind': all 100 judged images are 'png'; give a column of two or more groups"),
         (["--by", "number"], "by = 'number': 100 values among 100 judged images; give a column of at most 50"),
         (["--by", "box"], "by = 'box': holds lists"),
         (["--minimum", "0"], "minimum = 0: give at least 1"),

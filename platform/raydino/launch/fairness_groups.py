@@ -100,7 +100,10 @@ def _groups(name: str, images: "ImageSet", classes: Sequence[str], measured: Map
         names = [third for third in TERCILES if third in of]
     names += [MISSING] * (MISSING in of)
     if len(names) < 2:
-        raise ConfigError(f"by = {name!r}: all {len(of)} judged images are {names[0]!r}; give a column of two or more.")
+        what = "alike in it" if measured_here else repr(names[0])
+        raise ConfigError(
+            f"by = {name!r}: all {len(of)} judged images are {what}; give a column of two or more groups."
+        )
     if len(names) > MOST_GROUPS:
         raise ConfigError(
             f"by = {name!r}: {len(names)} values among {len(of)} judged images; give a column of at most {MOST_GROUPS}."
