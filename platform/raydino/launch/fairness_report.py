@@ -148,8 +148,8 @@ def _accuracies(study: Study, groups: Groups) -> Iterator[str]:
     yield row(["shuffled groups as far apart", "", *(f"{gap.chance:.2%}" for gap in known)])
     yield from (
         "",
-        "Best and worst are chosen by these very images, which makes the gap look larger than it is, and its interval is too "
-        "high where groups hardly differ. Whether they do is told by the last line: the share of shufflings of the groups over the "
+        "Best and worst are chosen by these very images, which makes the gap look larger than it is, and its interval too high "
+        "where groups hardly differ. Whether they do is told by the last line: the share of shufflings of the groups over the "
         "images that are at least as far apart.",
         "",
     )
