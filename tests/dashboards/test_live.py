@@ -37,7 +37,11 @@ from raydino.shards.reader import open_collection
 from raydino.tracking.opening import Opening
 from raydino.tracking.run import KNN_TOP1, RUN_PROGRESS_AT, prometheus_name
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.ray,
+    pytest.mark.slow,
+]  # its figures are seconds old, so it wants the machine alone
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = ROOT / "dashboards"
 BOARDS = runpy.run_path(str(DASHBOARDS / "boards.py"))
