@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # this checkout
 
-from raydino.launch.fairness import main
+from raydino.launch.fairness.command import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__ or ""))

@@ -4,7 +4,6 @@
 that `--steps` shortens all of them alike.
 """
 
-import argparse
 import re
 import shlex
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from raydino.config import ConfigError, in_file, read_yaml_file
 from raydino.launch.official import Official, OfficialStudent, OfficialTrain
+from raydino.launch.terminal.arguments import parser_of
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.recipe import Recipe
@@ -125,7 +125,7 @@ def left_behind(official: Official, *, gpus: int) -> list[str]:
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     parser.add_argument("file", type=Path, help="training file of DINOv2's official code, such as vitl14.yaml")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs that it is meant for: its batch is given per GPU")
     parser.add_argument("--out", type=Path, required=True, help="YAML to write; an existing one is not overwritten")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
+from raydino.launch.terminal.arguments import parser_of
 
 if TYPE_CHECKING:
     from raydino.curation.screen import Embedding, Screening
@@ -46,7 +47,7 @@ def main(description: str) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     parser.add_argument("verb", nargs="?", default="run", help=f"one of {', '.join(VERBS)}; run if left out")
     parser.add_argument("asked", nargs="*", help="why: an id, its first digits or a path; diff: two curated folders")
     add = parser.add_argument

@@ -27,6 +27,7 @@ from raydino.evals.config import (
     VideoConfig,
 )
 from raydino.launch.subjects import Asked, name_of, open_images, opened, run_folder, suited
+from raydino.launch.terminal.arguments import parser_of, share_cores
 from raydino.launch.terminal.command import fail, say, version
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ EVALS: Mapping[str, EvaluationConfig] = {
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
-    # Before torch comes: threads that spin at a barrier make small products 75 times slower on cores that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     try:
         asked = _asked(_parser(description).parse_args(argv))
         with _workers() as (rank, device):
@@ -66,7 +66,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("--model", action="append", required=True, help="RUN, RUN@STEP, random:RUN, timm:NAME, pixels; repeatable")
     add("--evals", default="knn,linear", help=f"of {', '.join(EVALS)} (knn,linear)")

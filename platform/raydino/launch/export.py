@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raydino.config import ConfigError, read_yaml_file
+from raydino.launch.terminal.arguments import parser_of
 from raydino.tracking.redact import redact_text
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("--model", help="folder of a run (RUN or RUN@STEP), timm:NAME, or a folder exported as safetensors")
     add("--import", dest="weights", metavar="FILE.pth", help="instead: weights that DINO or DINOv2 published")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydino.config import ConfigError
+from raydino.launch.terminal.arguments import parser_of
 from raydino.launch.terminal.command import fail, say
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(description: str, groups: "Mapping[str, Mapping[str, Recipe]]", argv: S
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("run", nargs="+", help="folder of a run, a sweep or an ablation; with --tracker the name or id of a run there")
     add("--tracker", help="MLflow server or database that has the runs, where their folders are elsewhere")

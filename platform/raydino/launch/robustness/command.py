@@ -15,6 +15,7 @@ from raydino.evals.config import KNNConfig, LogisticConfig
 from raydino.launch.resume import write
 from raydino.launch.robustness.groups import Member, read_groups
 from raydino.launch.subjects import PIXELS, Asked, name_of, open_images, opened
+from raydino.launch.terminal.arguments import check_least, parser_of, share_cores
 from raydino.launch.terminal.command import fail, say, version
 
 if TYPE_CHECKING:
@@ -30,14 +31,11 @@ _LEAST = {"images": 1, "bank": 20, "strengths": 1}
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
-    # Before torch comes: threads that spin at a barrier make small products 75 times slower on cores that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the same of SciPy's threads, which know no such policy
+    share_cores()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # SciPy's threads know no such policy
     options = _parser(description).parse_args(argv)
     try:
-        for field, least in _LEAST.items():
-            if getattr(options, field) < least:
-                raise ConfigError(f"{field} = {getattr(options, field)}: give at least {least}.")
+        check_least(options, _LEAST)
         names = [name_of(path) for path in options.shift]
         if len(set(names)) < len(names):
             raise ConfigError(f"shift = {', '.join(options.shift)}: two folders have one name; rename one.")
@@ -48,7 +46,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("--group", action="append", required=True, help="NAME=RUN,RUN,… one run a seed; the first is the baseline")
     add("--data", required=True, help="folder of labelled images: clean ones to learn from and to be judged on")

@@ -4,7 +4,6 @@ Heavy imports happen after the command line is parsed and checked, so that `--he
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from raydino.config import ConfigError
 from raydino.launch.subjects import Asked, opened, run_folder
+from raydino.launch.terminal.arguments import check_least, parser_of, share_cores
 from raydino.launch.terminal.command import fail, say
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ _LEAST = {"size": 1, "crops": 2, "k": 1, "images": 1, "bank": 2}
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
-    # Before torch comes: threads that spin at a barrier make small products 75 times slower on cores that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     options = _parser(description).parse_args(argv)
     try:
         _check(options)
@@ -43,7 +42,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("image", nargs="*", help="image files; none: some of --data, chosen by key")
     add(
@@ -72,9 +71,7 @@ def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for what is wrong with the command line alone."""
     if not options.image and options.data is None:
         raise ConfigError("image: none is named; name image files, or give --data PATH to draw some of a set.")
-    for field, least in _LEAST.items():
-        if (value := getattr(options, field)) is not None and value < least:
-            raise ConfigError(f"{field} = {value}: give at least {least}.")
+    check_least(options, _LEAST)
 
 
 def _carry_out(options: argparse.Namespace, *, command: str) -> None:

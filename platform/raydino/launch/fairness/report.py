@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raydino.evals.fairness import LEAST, RESAMPLES, TOP, Estimate, Gap, GroupShare
-from raydino.launch.fairness_groups import MISSING, Groups
+from raydino.launch.fairness.groups import MISSING, Groups
 from raydino.launch.results import row, write
 from raydino.launch.terminal.command import version
 from raydino.tracking.redact import redact_text

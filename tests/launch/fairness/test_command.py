@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raydino.launch.fairness import main
-from raydino.launch.fairness_report import JSON_FILE, PAGE_FILE, PICTURE_FILE
+from raydino.launch.fairness.command import main
+from raydino.launch.fairness.report import JSON_FILE, PAGE_FILE, PICTURE_FILE
 from raydino.tracking.mlflow_run import client_of
 
 COLOURS = np.array([[230, 30, 30], [30, 230, 30], [30, 30, 230], [220, 220, 30]])

@@ -4,7 +4,6 @@ Heavy imports happen after the command line is parsed and checked, so that `--he
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from raydino.config import ConfigError
 from raydino.evals.config import KNNConfig, LogisticConfig
-from raydino.launch.fairness_groups import (
+from raydino.launch.fairness.groups import (
     Groups,
     check_known,
     is_stored,
@@ -25,6 +24,7 @@ from raydino.launch.fairness_groups import (
     stored,
 )
 from raydino.launch.subjects import Asked, name_of, open_images, opened, run_folder
+from raydino.launch.terminal.arguments import check_least, parser_of, share_cores
 from raydino.launch.terminal.command import fail, say
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from raydino.evals.evaluation import Labelled
     from raydino.export.model import Model
-    from raydino.launch.fairness_report import Judged, Study
+    from raydino.launch.fairness.report import Judged, Study
 
 HEADS = {"knn": KNNConfig(bank=2_000_000, queries=1_000_000), "logistic": LogisticConfig()}
 HALF = "half of the images, evenly by class and by the columns the images come with; the other half is judged"
@@ -40,8 +40,7 @@ HALF = "half of the images, evenly by class and by the columns the images come w
 
 def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
-    # Before torch comes: threads that spin at a barrier make small products 75 times slower on cores that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     options = _parser(description).parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -53,7 +52,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("--model", action="append", required=True, help="RUN, RUN@STEP, random:RUN, timm:NAME, pixels; repeatable")
     add("--data", required=True, help="folder of labelled images, local or a URI")
@@ -79,16 +78,14 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for what is wrong with the command line alone."""
-    for field in ("minimum", "size"):
-        if (value := getattr(options, field)) is not None and value < 1:
-            raise ConfigError(f"{field} = {value}: give at least 1.")
+    check_least(options, {"minimum": 1, "size": 1})
     parse_associations(options.association)
 
 
 def _carry_out(options: argparse.Namespace, *, command: str) -> None:
     import torch
 
-    from raydino.launch.fairness_report import Study, save
+    from raydino.launch.fairness.report import Study, save
 
     by = list(dict.fromkeys(options.by))
     asked = _asked(options)
@@ -197,7 +194,7 @@ def _judged(
 ) -> "Judged":
     """A model judged by probabilities [images, classes] of images with `labels` and `groups`."""
     from raydino.evals.fairness import associated, by_group
-    from raydino.launch.fairness_report import Judged
+    from raydino.launch.fairness.report import Judged
 
     right, taken = found.argmax(axis=1) == labels, associated(found, associations)
     columns, tables = {}, {}
@@ -212,7 +209,7 @@ def _judged(
 
 def _record(asked: Asked, study: "Study", folder: Path) -> None:
     """Worst group and gap of each column into the MLflow run of each model that is of one."""
-    from raydino.launch.fairness_report import JSON_FILE, PAGE_FILE, PICTURE_FILE
+    from raydino.launch.fairness.report import JSON_FILE, PAGE_FILE, PICTURE_FILE
     from raydino.launch.results import add
     from raydino.tracking.run import evaluation_metric
 
