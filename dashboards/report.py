@@ -17,9 +17,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "recipes")]  # this checkout, and its presets
 
+from phases import DISTILL
 from presets import DINO, DINOV2, SUPERVISED
 
 from raydino.launch.report.command import main
 
+# A high-resolution phase is a DINOv2 recipe with `init`, which dinov2.py repeats; a distillation is of a method of its own.
+GROUPS = {
+    "dinov2": DINOV2,
+    "dino": DINO,
+    "supervised": SUPERVISED,
+    "distill": {name: kind.recipe(None) for name, kind in DISTILL.items()},
+}
+
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", {"dinov2": DINOV2, "dino": DINO, "supervised": SUPERVISED}))
+    sys.exit(main(__doc__ or "", GROUPS))

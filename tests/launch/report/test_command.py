@@ -1,6 +1,7 @@
 """The command line: pages where they belong, clones that really are the recipe they say, errors in words."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from presets import DINO, DINOV2, SUPERVISED
 
 from raydino.launch.report.command import main
 from raydino.launch.terminal.command import parse
@@ -18,8 +18,8 @@ from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from .conftest import recipe_of
 
 Write = Callable[..., Path]
-GROUPS = {"dinov2": DINOV2, "dino": DINO, "supervised": SUPERVISED}
 ROOT = Path(__file__).resolve().parents[3]
+GROUPS = runpy.run_path(str(ROOT / "dashboards" / "report.py"))["GROUPS"]
 
 
 def cloned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, Recipe]:
@@ -69,14 +69,14 @@ def test_clone__the_command_is_the_changed_recipe(
 
 
 @pytest.mark.parametrize(
-    ("script", "presets", "name"),
-    [("dino", DINO, "laptop"), ("supervised", SUPERVISED, "laptop"), ("dinov2", DINOV2, "vits16")],
+    ("script", "name"),
+    [("dino", "laptop"), ("supervised", "laptop"), ("dinov2", "vits16"), ("distill", "laptop"), ("distill", "vits14")],
 )
 def test_clone__finds_the_script_of_every_method(
-    write_run: Write, capsys: pytest.CaptureFixture[str], script: str, presets: dict[str, Recipe], name: str
+    write_run: Write, capsys: pytest.CaptureFixture[str], script: str, name: str
 ):
     folder = write_run()
-    made = presets[name].override({"seed": 11})
+    made = GROUPS[script][name].override({"seed": 11})
     (folder / "recipe.yaml").write_text(made.to_yaml())
     command, found = cloned(capsys, str(folder), "--set", "seed=12")
     assert f"recipes/{script}.py" in command and found == made.override({"seed": 12})
