@@ -87,6 +87,7 @@ def test_trials__the_worse_stop_at_their_rung_and_a_second_call_runs_nothing(
     assert again == results
 
 
+@pytest.mark.fault
 def test_trials__a_killed_actor_is_replaced_and_goes_on_from_its_checkpoint(
     sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
