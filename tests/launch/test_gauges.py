@@ -129,7 +129,7 @@ def test_folder__counts_bad_images_once_and_knows_what_the_tracker_lacks(job: Ca
     found = look()
     assert found["data/quarantined"] == 3
     assert found["tracker/backlog_bytes"] == spool.path.stat().st_size
-    assert 100 <= found["tracker/behind_seconds"] < 110
+    assert 99.9 < found["tracker/behind_seconds"] < 110  # the record rounds its clock to milliseconds
     (a_job.run_dir / SENT_FILE).write_text(json.dumps({"run_id": "id", "bytes": first}))
     assert look()["tracker/backlog_bytes"] == spool.path.stat().st_size - first
     (a_job.run_dir / SENT_FILE).write_text(json.dumps({"run_id": "id", "bytes": spool.path.stat().st_size}))
