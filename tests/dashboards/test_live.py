@@ -31,7 +31,7 @@ from raydino.launch.engine.trainer import Training
 from raydino.launch.job import Job
 from raydino.launch.sweep.record import live_figures
 from raydino.launch.sweep.search import Planned
-from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
+from raydino.launch.trials.trial import Evaluation, Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.shards.reader import open_collection
 from raydino.tracking.opening import Opening

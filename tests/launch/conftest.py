@@ -5,12 +5,15 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raydino.curation.synthetic import write_builtin
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.trials.run import trial_ray
 from raydino.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,3 +134,21 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_id = create_run(opening, tracking_uri=f"sqlite:///{folder.parent}/mlflow.db")
     (folder / "run.json").write_text(json.dumps({"mlflow_run_id": run_id}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def trial_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
+    """Ray as a sweep starts it, for two trials at once whatever this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+        cluster = ClusterConfig(storage=str(tmp_path_factory.mktemp("sweeps")), threads=1)
+        with trial_ray(cluster):
+            yield cluster
+
+
+@pytest.fixture
+def small(tiny: Path, small_images: Path) -> Recipe:
+    """12 steps of 16 images, evaluated and saved every fourth."""
+    fields = yaml.safe_load(tiny.read_text())
+    fields["data"]["path"] = str(small_images)
+    return Recipe().override({**fields, "cadence": {"log": 1, "evaluate": 4, "checkpoint": 4, "pictures": False}})

@@ -21,8 +21,8 @@ from raydino.launch.init import FOLDER, TEACHER, begin_from, keep, settled
 from raydino.launch.lineage import parent_asked
 from raydino.launch.model import open_model, teacher_targets
 from raydino.launch.resume import run_meant
-from raydino.launch.sweep.prepare import Prepare
-from raydino.launch.sweep.trial import Trial
+from raydino.launch.trials.prepare import Prepare
+from raydino.launch.trials.trial import Trial
 from raydino.launch.workers.worker import build_loop
 from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
 from raydino.methods.distillation import Distillation

@@ -14,8 +14,8 @@ from raydino.config import ConfigError
 from raydino.curation.synthetic import write_builtin
 from raydino.launch.ablation.config import AblationConfig
 from raydino.launch.ablation.driver import outcome, plan_text, planned, run
-from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
 from raydino.launch.terminal.command import Command, parse
+from raydino.launch.trials.trial import Evaluation, Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.run import COLLAPSED, KNN_TOP1, RANKME
 from raydino.tracking.spool import Spool
@@ -86,7 +86,7 @@ def command(images: Path, tmp_path: Path) -> Callable[..., Command]:
 @pytest.fixture
 def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open_parent", "close_parent"):
-        monkeypatch.setattr(f"raydino.launch.sweep.prepare.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"raydino.launch.trials.prepare.{name}", lambda *_, **__: None)
 
 
 def _folder(tmp_path: Path) -> Path:

@@ -103,7 +103,7 @@ def test_help__offers_the_fields_of_the_recipe_that_was_asked_for(asked: Asked):
 
 def test_best__is_the_recipe_that_the_command_reads_back(tmp_path: Path):
     """best.yaml on top of the preset is the preset with the winner's values, whatever the preset."""
-    from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
+    from raydino.launch.trials.trial import Evaluation, Trial, TrialResult
 
     base = presets.DINOV2["cifar"]
     params = {"method.teacher_momentum.start": 0.97, "method.local_crops.count": 0, "global_batch": 128}

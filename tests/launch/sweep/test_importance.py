@@ -8,7 +8,7 @@ import pytest
 
 from raydino.launch.sweep.importance import importances, seen_equally
 from raydino.launch.sweep.space import choice, uniform
-from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
+from raydino.launch.trials.trial import Evaluation, Trial, TrialResult
 from raydino.recipe import Recipe
 
 SPACE = {"a": uniform(0.0, 1.0), "b": uniform(0.0, 1.0), "c": choice("x", "y", "z")}

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raydino.launch.sweep.outcome import ATTEMPTS
+from raydino.launch.trials.outcome import ATTEMPTS
 from raydino.tracking.run import LOSS_TOTAL
 from raydino.tracking.spool import METRICS_FILE, entries
 

@@ -14,7 +14,7 @@ from raydino.launch.sweep.ranking import rank
 from raydino.launch.sweep.search import Plan
 from raydino.launch.sweep.space import choice, loguniform, uniform
 from raydino.launch.sweep.told import as_json, told_in
-from raydino.launch.sweep.trial import Evaluation, Status, Trial, TrialResult
+from raydino.launch.trials.trial import Evaluation, Status, Trial, TrialResult
 from raydino.recipe import Recipe
 
 SPACE = {

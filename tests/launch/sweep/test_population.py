@@ -7,10 +7,10 @@ import presets
 import pytest
 import torch
 
-from raydino.launch.sweep.board import TRIALS
 from raydino.launch.sweep.population import STATE, Exploit, Member, adopt, decide, evolve
 from raydino.launch.sweep.space import uniform
-from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
+from raydino.launch.trials.board import TRIALS
+from raydino.launch.trials.trial import Evaluation, Trial, TrialResult
 from raydino.launch.workers.keep import FOLDER
 from raydino.train.checkpoint import Checkpoint, load, newest, save
 

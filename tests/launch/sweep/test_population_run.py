@@ -8,7 +8,8 @@ import pytest
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.sweep.population import evolve
 from raydino.launch.sweep.space import uniform
-from raydino.launch.sweep.trials import Trial, run_trials
+from raydino.launch.trials.run import run_trials
+from raydino.launch.trials.trial import Trial
 from raydino.recipe import Recipe
 from raydino.tracking.run import LOSS_TOTAL, TEACHER_MOMENTUM
 from raydino.tracking.spool import METRICS_FILE, read_metrics
@@ -20,7 +21,7 @@ DISTANCE = "health/teacher_distance"
 
 
 def test_population__the_worse_member_goes_on_from_the_better_one_with_the_changed_schedule(
-    sweep_cluster: ClusterConfig, small: Recipe, tmp_path: Path
+    trial_cluster: ClusterConfig, small: Recipe, tmp_path: Path
 ):
     """A higher momentum leaves the teacher further behind, so "high" wins by this objective, and "low" is to become its copy."""
     recipe = small.override({"method.teacher_momentum": {"start": 0.9, "end": 0.9}, "optim": {"lr": 1e-2, "warmup": 0}})
@@ -30,7 +31,7 @@ def test_population__the_worse_member_goes_on_from_the_better_one_with_the_chang
 
     def run(trials):
         seen.append(list(trials))
-        return run_trials(trials, cluster=sweep_cluster, folder=tmp_path, objective=DISTANCE)
+        return run_trials(trials, cluster=trial_cluster, folder=tmp_path, objective=DISTANCE)
 
     results, exploits = evolve(
         {"low": {KEY: 0.1}, "high": {KEY: 0.9}},

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raydino.launch.sweep.ranking import device_hours, rank
-from raydino.launch.sweep.trial import Evaluation, Status, Trial, TrialResult
+from raydino.launch.trials.trial import Evaluation, Status, Trial, TrialResult
 from raydino.recipe import Recipe
 
 

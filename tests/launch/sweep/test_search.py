@@ -10,7 +10,7 @@ import pytest
 from raydino.config import ConfigError
 from raydino.launch.sweep.search import ATTEMPTS, PLAN, TPE, Grid, Plan, Random, Search
 from raydino.launch.sweep.space import choice, integer, loguniform, uniform
-from raydino.launch.sweep.trial import Evaluation, Trial, TrialResult
+from raydino.launch.trials.trial import Evaluation, Trial, TrialResult
 from raydino.recipe import Recipe
 
 LAPTOP = presets.DINOV2["laptop"]

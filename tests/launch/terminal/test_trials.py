@@ -7,10 +7,10 @@ import presets
 import pytest
 from rich.console import Console
 
-from raydino.launch.sweep.board import TRIALS, Board, Listed
-from raydino.launch.sweep.outcome import Ending, end
-from raydino.launch.sweep.trial import Trial
 from raydino.launch.terminal.trials import TrialsTable
+from raydino.launch.trials.board import TRIALS, Board, Listed
+from raydino.launch.trials.outcome import Ending, end
+from raydino.launch.trials.trial import Trial
 from raydino.tracking.run import KNN_TOP1, RANKME
 from raydino.tracking.spool import Spool
 

@@ -18,16 +18,16 @@ from raydino.launch.job import PAGE
 from raydino.launch.lock import Lock, run_lock
 from raydino.launch.resume import flat, write
 from raydino.launch.sweep.driver import SAVING, from_command_line
-from raydino.launch.sweep.trial import Trial, TrialResult
-from raydino.launch.sweep.trials import run_trials
 from raydino.launch.terminal.command import Command, say
 from raydino.launch.terminal.interrupts import Interrupts
+from raydino.launch.trials.run import run_trials
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.recipe import NOT_IN_FINGERPRINT, Recipe
 from raydino.tracking.run import ABLATION_GROUP, COLLAPSED, RANKME
 from raydino.tracking.spool import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
-    from raydino.launch.sweep.board import Board
+    from raydino.launch.trials.board import Board
 
 Run = Callable[..., list[TrialResult]]
 
@@ -100,8 +100,8 @@ def plan_text(plan: Ablation) -> str:
 
 def _carry_out(command: Command, plan: Ablation, folder: Path, lock: Lock, trials: Run) -> int:
     """Run the trials and leave what came of them; returns the exit status."""
-    from raydino.launch.sweep.prepare import close_parent, open_parent
     from raydino.launch.terminal.trials import TrialsTable
+    from raydino.launch.trials.prepare import close_parent, open_parent
 
     cluster = command.cluster
     parent = open_parent(folder, cluster, params=flat(plan.recipe.dump()), recipe=plan.recipe)

@@ -19,7 +19,7 @@ from raydino.launch.report.card import Card, read_card
 from raydino.launch.results import JSON_FILE, Result, load
 from raydino.launch.resume import RECIPE_FILE, flat, read_run
 from raydino.launch.summary import figures
-from raydino.launch.sweep.outcome import ending
+from raydino.launch.trials.outcome import ending
 from raydino.launch.workers.failure import FAILURE
 from raydino.tracking.opening import Opening
 from raydino.tracking.outbox import recorded_run

@@ -96,17 +96,17 @@ def _carry_out(sweep: "Sweep", plan: "Plan", lock: Lock) -> int:
     import ray
 
     from raydino.launch.gauges import Gauges
-    from raydino.launch.sweep.prepare import open_parent
     from raydino.launch.sweep.record import leave, live_figures, parameters
     from raydino.launch.sweep.rounds import Rounds
-    from raydino.launch.sweep.trials import sweep_ray
     from raydino.launch.terminal.trials import TrialsTable
+    from raydino.launch.trials.prepare import open_parent
+    from raydino.launch.trials.run import trial_ray
 
     began = time.time()
     parent = open_parent(sweep.folder, sweep.cluster, params=parameters(sweep), recipe=sweep.base)
     interrupts, over = Interrupts(SAVING), {}
     table, gauges = TrialsTable({}, sweep.config.objective), Gauges(sweep.folder.name)
-    with sweep_ray(sweep.cluster), interrupts, table, gauges:
+    with trial_ray(sweep.cluster), interrupts, table, gauges:
         on_gpu = sweep.cluster.use_gpu(int(ray.cluster_resources().get("GPU", 0)))
 
         def watch(board: Any) -> bool:

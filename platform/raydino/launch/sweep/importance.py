@@ -13,7 +13,7 @@ import numpy as np
 
 from raydino.keyed import generator
 from raydino.launch.sweep.space import Space
-from raydino.launch.sweep.trial import TrialResult
+from raydino.launch.trials.trial import TrialResult
 
 FORESTS, TREES, POINTS = 20, 32, 256
 LEAST_TRIALS = 4  # below, there is nothing to resample

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from raydino.launch.sweep.ranking import Row
 from raydino.launch.sweep.space import Choice, Distribution, Range, Space, label
-from raydino.launch.sweep.trial import TrialResult
+from raydino.launch.trials.trial import TrialResult
 
 INK, FAINT, BEST = "#22262a", "#b9bec4", "#2f7f79"
 COLOURS = colormaps["viridis"]

@@ -21,7 +21,7 @@ from raydino.keyed import uniform
 from raydino.launch.job import TRIALS
 from raydino.launch.resume import Change, write
 from raydino.launch.sweep.space import Space, apply, current, fields
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.launch.workers.keep import FOLDER
 from raydino.recipe import Recipe
 from raydino.train.checkpoint import committed

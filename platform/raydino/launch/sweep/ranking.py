@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raydino.launch.sweep.trial import Status, TrialResult
+from raydino.launch.trials.trial import Status, TrialResult
 
 PLACES: dict[Status, int] = {"finished": 0, "paused": 1, "interrupted": 1, "stopped": 1, "failed": 2}
 """Configurations that were trained to the end come before those that were not, and failed ones last."""

@@ -13,15 +13,15 @@ from raydino.config import read_yaml_file
 from raydino.launch.job import PAGE, TRIALS
 from raydino.launch.resume import RECIPE_FILE, flat, write
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_equally
-from raydino.launch.sweep.outcome import Ending, result_of
 from raydino.launch.sweep.page import Told, how_it_ended, page, settings_of, shown
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
-from raydino.launch.sweep.prepare import close_parent
 from raydino.launch.sweep.ranking import Row, device_hours, rank
 from raydino.launch.sweep.space import apply, current, label, written
 from raydino.launch.sweep.told import BEST, PICTURES, RANKING, as_json, curves, told_in
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.trials.outcome import Ending, result_of
+from raydino.launch.trials.prepare import close_parent
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import run_page
 from raydino.tracking.outbox import recorded_run

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydino.launch.sweep.config import TRIALS
-from raydino.launch.sweep.halving import Halving
 from raydino.launch.sweep.population import Exploit, evolve
 from raydino.launch.sweep.search import TPE, Grid, Plan, Planned, Random, Search, trial_of
 from raydino.launch.sweep.setting import Sweep
-from raydino.launch.sweep.trial import Trial, TrialResult
-from raydino.launch.sweep.trials import run_trials
+from raydino.launch.trials.halving import Halving
+from raydino.launch.trials.run import run_trials
+from raydino.launch.trials.trial import Trial, TrialResult
 
 
 @dataclass(frozen=True)

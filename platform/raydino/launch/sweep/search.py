@@ -17,7 +17,7 @@ from raydino.config import ConfigError
 from raydino.keyed import uniform
 from raydino.launch.resume import write
 from raydino.launch.sweep.space import Choice, Range, Space, apply, current
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.recipe import Recipe
 
 PLAN = "sweep.json"

@@ -17,8 +17,8 @@ from raydino.recipe import Recipe
 from raydino.tracking.run import EVAL_FEATURE_STD, RANKME, TEACHER_DISTANCE
 
 if TYPE_CHECKING:
-    from raydino.launch.sweep.halving import Halving
     from raydino.launch.sweep.search import Plan
+    from raydino.launch.trials.halving import Halving
 
 LABEL_FREE = (RANKME, EVAL_FEATURE_STD, TEACHER_DISTANCE)
 """What every evaluation finds, with labels or without. Uniformity is better when it is lower, so it is none of them."""
@@ -44,7 +44,7 @@ class Sweep:
     @property
     def halving(self) -> "Halving | None":
         """Where trials are compared; None without early stopping."""
-        from raydino.launch.sweep.halving import Halving
+        from raydino.launch.trials.halving import Halving
 
         if self.config.scheduler != "asha":
             return None

@@ -18,8 +18,8 @@ from raydino.tracking.run import RANKME
 from raydino.tracking.spool import METRICS_FILE, entries
 
 if TYPE_CHECKING:
-    from raydino.launch.sweep.board import Board
-    from raydino.launch.sweep.trial import Trial
+    from raydino.launch.trials.board import Board
+    from raydino.launch.trials.trial import Trial
 
 SHOWN = 30  # rows of a table that fits on a screen: those that run, and the last that ended
 

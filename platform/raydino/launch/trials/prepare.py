@@ -12,8 +12,8 @@ from raydino.launch.prepare import code_tags, prepare
 from raydino.launch.report.leave import leave_page
 from raydino.launch.resume import RECIPE_FILE, changes_since
 from raydino.launch.summary import summarise
-from raydino.launch.sweep.outcome import end, ending
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.trials.outcome import end, ending
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.recipe import Recipe
 from raydino.tracking.mlflow_run import create_run
 from raydino.tracking.opening import Opening, TrackerUnavailable

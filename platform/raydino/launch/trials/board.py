@@ -13,9 +13,9 @@ from typing import Protocol
 from raydino.config import ConfigError
 from raydino.launch.job import TRIALS, Job
 from raydino.launch.resume import RECIPE_FILE, changes_since, steps_done
-from raydino.launch.sweep.halving import Judge
-from raydino.launch.sweep.outcome import ENDING, Ending, end, evaluations, over, result_of
-from raydino.launch.sweep.trial import Trial, TrialResult
+from raydino.launch.trials.halving import Judge
+from raydino.launch.trials.outcome import ENDING, Ending, end, evaluations, over, result_of
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.launch.workers.wishes import STOP, told
 
 INTERRUPTED = "interrupted"

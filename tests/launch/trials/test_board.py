@@ -11,10 +11,10 @@ import pytest
 from raydino.config import ConfigError
 from raydino.launch.job import Job
 from raydino.launch.resume import RECIPE_FILE
-from raydino.launch.sweep.board import TRIALS, Board, Listed, remember
-from raydino.launch.sweep.halving import Halving, Judge
-from raydino.launch.sweep.outcome import ATTEMPTS, Ending, attempt, end, ending, held, over
-from raydino.launch.sweep.trial import Trial
+from raydino.launch.trials.board import TRIALS, Board, Listed, remember
+from raydino.launch.trials.halving import Halving, Judge
+from raydino.launch.trials.outcome import ATTEMPTS, Ending, attempt, end, ending, held, over
+from raydino.launch.trials.trial import Trial
 from raydino.launch.workers.wishes import STOP, tell
 from raydino.tracking.run import KNN_TOP1, RANKME
 from raydino.tracking.spool import METRICS_FILE, Spool

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raydino.launch.resume import steps_done, write
-from raydino.launch.sweep.trial import Evaluation, Status, Trial, TrialResult
+from raydino.launch.trials.trial import Evaluation, Status, Trial, TrialResult
 from raydino.tracking.run import RANKME
 from raydino.tracking.spool import METRICS_FILE, Entry, entries, read_metrics
 

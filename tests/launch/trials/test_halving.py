@@ -3,7 +3,7 @@
 import pytest
 
 from raydino.config import ConfigError
-from raydino.launch.sweep.halving import Halving, Judge
+from raydino.launch.trials.halving import Halving, Judge
 
 
 def _judge(reduction: float = 3.0) -> Judge:

@@ -18,8 +18,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raydino.launch.engine.connect import environment
-from raydino.launch.sweep.board import Board
-from raydino.launch.sweep.host import FAILED, IMAGES, OBJECTIVE, Handed, Host, failure_in
+from raydino.launch.trials.board import Board
+from raydino.launch.trials.host import FAILED, IMAGES, OBJECTIVE, Handed, Host, failure_in
 from raydino.launch.workers.failure import ERRORS
 
 SETTINGS = {

@@ -7,7 +7,7 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.sweep.room import DRIVER_CPUS, concurrent_trials, of_trial, room
+from raydino.launch.trials.room import DRIVER_CPUS, concurrent_trials, of_trial, room
 
 Node = Mapping[str, float]
 

@@ -17,15 +17,14 @@ from raydino.launch.checks.machine import this_machine
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.connect import start_ray
 from raydino.launch.engine.trainer import reading_cpus
-from raydino.launch.sweep.room import DRIVER_CPUS, of_trial, room
-from raydino.launch.sweep.trial import Evaluation, Status, Trial, TrialResult
+from raydino.launch.trials.room import DRIVER_CPUS, of_trial, room
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.tracking.run import KNN_TOP1
 
 if TYPE_CHECKING:
-    from raydino.launch.sweep.board import Board, Source
-    from raydino.launch.sweep.halving import Halving
+    from raydino.launch.trials.board import Board, Source
+    from raydino.launch.trials.halving import Halving
 
-__all__ = ["Evaluation", "Status", "Trial", "TrialResult", "run_trials", "sweep_ray"]
 log = logging.getLogger(__name__)
 LOOK = 0.5  # s between two looks at what has happened
 
@@ -55,10 +54,10 @@ def run_trials(
         ConfigError: two trials share a name, or the cluster has no room for a single trial. A trial that cannot be run is a
             result that failed, not an error.
     """
-    from raydino.launch.sweep.board import Board, Listed, remember
-    from raydino.launch.sweep.halving import Judge
-    from raydino.launch.sweep.prepare import Prepare, settle_trial
-    from raydino.launch.sweep.tuning import Tuning
+    from raydino.launch.trials.board import Board, Listed, remember
+    from raydino.launch.trials.halving import Judge
+    from raydino.launch.trials.prepare import Prepare, settle_trial
+    from raydino.launch.trials.tuning import Tuning
     from raydino.tracking.opening import TrackerUnavailable
     from raydino.tracking.tree import make_ready
 
@@ -72,7 +71,7 @@ def run_trials(
         make_ready(cluster.tracker(), cluster.experiment)
     except TrackerUnavailable as error:
         log.warning("%s", error)
-    with sweep_ray(cluster):
+    with trial_ray(cluster):
         here, at_once = _what_a_trial_gets(cluster)
         board = Board(
             source,
@@ -99,7 +98,7 @@ def run_trials(
     return [board.results[name] for name in board.order if name in board.results]
 
 
-def sweep_ray(cluster: ClusterConfig) -> AbstractContextManager[None]:
+def trial_ray(cluster: ClusterConfig) -> AbstractContextManager[None]:
     """A Ray for trials: with its dashboard, without which Ray Train's groups of workers outlive a trial that was ended."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = this_machine()

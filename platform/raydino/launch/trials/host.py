@@ -17,7 +17,7 @@ from ray import tune
 
 from raydino.launch.engine.trainer import fit
 from raydino.launch.job import Job
-from raydino.launch.sweep.outcome import attempt, evaluations
+from raydino.launch.trials.outcome import attempt, evaluations
 from raydino.launch.workers.failure import FAILURE, last_line
 from raydino.launch.workers.wishes import STOP, tell
 from raydino.tracking.spool import METRICS_FILE

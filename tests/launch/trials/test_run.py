@@ -9,10 +9,11 @@ import psutil
 import pytest
 
 from raydino.launch.cluster import ClusterConfig
-from raydino.launch.sweep.halving import Halving
-from raydino.launch.sweep.outcome import ATTEMPTS
-from raydino.launch.sweep.prepare import close_parent, open_parent
-from raydino.launch.sweep.trials import Trial, TrialResult, run_trials
+from raydino.launch.trials.halving import Halving
+from raydino.launch.trials.outcome import ATTEMPTS
+from raydino.launch.trials.prepare import close_parent, open_parent
+from raydino.launch.trials.run import run_trials
+from raydino.launch.trials.trial import Trial, TrialResult
 from raydino.methods.config import DINOv2Config
 from raydino.recipe import Recipe
 from raydino.tracking.run import LOSS_TOTAL
@@ -21,6 +22,17 @@ from raydino.train.checkpoint import committed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 DISTANCE = "health/teacher_distance"
+"""An objective that is certain: the higher the learning rate, the further the student is from its teacher."""
+
+
+@pytest.fixture
+def falling(small: Recipe) -> list[Trial]:
+    """Four trials, each worse than the one before."""
+    rates = (1e-2, 1e-3, 3e-4, 1e-4)
+    return [
+        Trial(f"{number}", small.override({"optim": {"lr": rate, "warmup": 0}}), f"{number}")
+        for number, rate in enumerate(rates)
+    ]
 
 
 def _run(trials: list[Trial], cluster: ClusterConfig, folder: Path, **more) -> list[TrialResult]:
@@ -37,16 +49,16 @@ def _losses(run_dir: Path) -> dict[int, float]:
 
 
 def test_trials__the_worse_stop_at_their_rung_and_a_second_call_runs_nothing(
-    sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path, small: Recipe
+    trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path, small: Recipe
 ):
     import ray
     from mlflow import MlflowClient
     from ray.util import placement_group_table
     from ray.util.state import list_actors
 
-    parent = open_parent(tmp_path, sweep_cluster, params={"a": 1}, recipe=small)
+    parent = open_parent(tmp_path, trial_cluster, params={"a": 1}, recipe=small)
     halving = Halving(grace=64, most=192, reduction=3.0)
-    results = _run(falling, sweep_cluster, tmp_path, scheduler=halving, parent=parent)
+    results = _run(falling, trial_cluster, tmp_path, scheduler=halving, parent=parent)
 
     assert [result.trial for result in results] == falling
     assert [result.status for result in results[2:]] == ["stopped", "stopped"]
@@ -63,7 +75,7 @@ def test_trials__the_worse_stop_at_their_rung_and_a_second_call_runs_nothing(
     alive = {actor.class_name for actor in list_actors(here, filters=[("state", "=", "ALIVE")])}
     assert not [name for name in alive if "Trainable" in name], alive
 
-    client = MlflowClient(sweep_cluster.tracker())
+    client = MlflowClient(trial_cluster.tracker())
     experiment = client.get_experiment_by_name("raydino")
     assert experiment is not None
     children = {
@@ -77,24 +89,24 @@ def test_trials__the_worse_stop_at_their_rung_and_a_second_call_runs_nothing(
     recorded = [(point.step, point.value) for point in client.get_metric_history(children["0"].info.run_id, LOSS_TOTAL)]
     assert sorted(recorded) == sorted(_losses(results[0].run_dir).items())
     assert close_parent(
-        tmp_path, sweep_cluster, results, metrics={"sweep/best": 1.0}, tags={}, files=[], status="FINISHED"
+        tmp_path, trial_cluster, results, metrics={"sweep/best": 1.0}, tags={}, files=[], status="FINISHED"
     )
     assert parent is not None and client.get_run(parent).info.status == "FINISHED"
 
     before = [_begins(result) for result in results]
-    again = _run(falling, sweep_cluster, tmp_path, scheduler=halving, parent=parent)
+    again = _run(falling, trial_cluster, tmp_path, scheduler=halving, parent=parent)
     assert [_begins(result) for result in again] == before == [1, 1, 1, 1]
     assert again == results
 
 
 @pytest.mark.fault
 def test_trials__a_killed_actor_is_replaced_and_goes_on_from_its_checkpoint(
-    sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
+    trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
     """The whole process of a trial dies; the losses are those of the trial that nothing happens to."""
     cadence = {"log": 1, "evaluate": 40, "checkpoint": 5, "pictures": False}
     recipe = falling[0].recipe.override({"steps": 80, "cadence": cadence})
-    (undisturbed,) = _run([Trial("undisturbed", recipe, "0")], sweep_cluster, tmp_path)
+    (undisturbed,) = _run([Trial("undisturbed", recipe, "0")], trial_cluster, tmp_path)
     killed: list[int] = []
 
     def strike(board) -> bool:
@@ -106,7 +118,7 @@ def test_trials__a_killed_actor_is_replaced_and_goes_on_from_its_checkpoint(
                         killed.append(process.pid)
         return True
 
-    (result,) = _run([Trial("killed", recipe, "0")], sweep_cluster, tmp_path, watch=strike)
+    (result,) = _run([Trial("killed", recipe, "0")], trial_cluster, tmp_path, watch=strike)
     assert killed
     assert result.status == "finished" and result.images_seen == 80 * 16
     assert _begins(result) == 2
@@ -121,7 +133,7 @@ class BuggyConfig(DINOv2Config):
 
 
 def test_trials__a_bug_fails_its_trial_with_the_reason_and_leaves_the_others_alone(
-    sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
+    trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
     import sys
 
@@ -131,7 +143,7 @@ def test_trials__a_bug_fails_its_trial_with_the_reason_and_leaves_the_others_alo
     recipe = falling[0].recipe
     fields = {name: getattr(recipe.method, name) for name in type(recipe.method).model_fields}
     buggy = recipe.override({"method": BuggyConfig(**fields)})
-    results = _run([Trial("buggy", buggy, "buggy"), falling[1]], sweep_cluster, tmp_path)
+    results = _run([Trial("buggy", buggy, "buggy"), falling[1]], trial_cluster, tmp_path)
     assert [result.status for result in results] == ["failed", "finished"]
     assert "ZeroDivisionError after step 0, and again after a restart" in results[0].reason
     assert json.loads((results[0].run_dir / "ending.json").read_text())["status"] == "failed"
@@ -139,12 +151,12 @@ def test_trials__a_bug_fails_its_trial_with_the_reason_and_leaves_the_others_alo
 
 @pytest.mark.fault
 def test_trials__of_several_workers_are_stopped_and_leave_nothing_behind(
-    sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
+    trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
     """Drivers of a hundredth of a CPU, workers placed by Ray Train: a pattern that used to wait for ever."""
     from ray.util import placement_group_table
 
-    cluster = sweep_cluster.override({"workers": 2, "cpus_per_worker": 0.9})
+    cluster = trial_cluster.override({"workers": 2, "cpus_per_worker": 0.9})
     results = _run([falling[0], falling[3]], cluster, tmp_path, scheduler=Halving(grace=64, most=192))
     assert [(result.status, result.images_seen) for result in results] == [("finished", 192), ("stopped", 64)]
     deadline = time.monotonic() + 60  # Ray Train's cleaner looks now and then
@@ -154,7 +166,7 @@ def test_trials__of_several_workers_are_stopped_and_leave_nothing_behind(
 
 
 def test_trials__asked_to_stop_they_save_and_go_on_later(
-    sweep_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
+    trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
     trials = [
         Trial(
@@ -166,7 +178,7 @@ def test_trials__asked_to_stop_they_save_and_go_on_later(
     ]
     stopped = _run(
         trials,
-        sweep_cluster,
+        trial_cluster,
         tmp_path,
         watch=lambda board: not any(max(_losses(board.run_dir(each)), default=0) >= 3 for each in board.snapshot()),
     )
