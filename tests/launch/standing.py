@@ -50,7 +50,7 @@ class StandingRay:
         unpacks the job's package over that of the others, while they import from it."""
         folder = tempfile.mkdtemp(prefix="ray-")  # a short name: sockets lie in it
         self.folders.append(folder)
-        address = [f"--address=127.0.0.1:{self.port}", "--dashboard-agent-listen-port=0", f"--temp-dir={folder}"]
+        address = [f"--address=127.0.0.1:{self.port}", f"--temp-dir={folder}"]
         return self._start(*address, cpus=cpus)
 
     def submit(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +85,8 @@ class StandingRay:
 
     def _start(self, *words: str, cpus: int) -> subprocess.Popen[bytes]:
         command = [RAY, "start", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1", *words]
-        command += ["--object-store-memory=300000000"]
+        # A port of its own for the agent, which takes the jobs: another Ray of this machine may have the usual one.
+        command += ["--object-store-memory=300000000", "--dashboard-agent-listen-port=0"]
         with self._log(len(self.nodes)).open("w") as log:
             node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
