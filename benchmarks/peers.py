@@ -5,11 +5,12 @@
     python benchmarks/peers.py --peers PEERS --only short-step
 
 All sides train the same network on the same photographs (imagenet-sample; RAYDINO_DATA, else ../shared/data) with two crops of
-224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores. Peers cut crops in two
-DataLoader workers (--workers), raydino in its threads, read by Ray Data. Every side is a process that rests while another trains
-its block: steps that use up what lay ready, then those that are timed. Torch's threads leave their core while they wait
-(OMP_WAIT_POLICY=PASSIVE) on all sides. Beside the rate stands the rate per core second of all of a side's processes, which other
-work on the machine disturbs less. The step alone: the same crops, ready in memory, one process, sides taking turns.
+224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores; "own precision" is
+raydino with the precision that it chooses for the processor. Peers cut crops in two DataLoader workers (--workers), raydino in
+its threads, read by Ray Data. Every side is a process that rests while another trains its block: steps that use up what lay
+ready, then those that are timed. Torch's threads leave their core while they wait (OMP_WAIT_POLICY=PASSIVE) on all sides. Beside
+the rate stands the rate per core second of all of a side's processes, which other work on the machine disturbs less. The step
+alone: the same crops, ready in memory, one process, sides taking turns.
 
 Voided unless the loss of all sides on the same crops and weights is the same to 1e-5, and every side's loss stays finite.
 """
@@ -42,6 +43,8 @@ DATA = Path(os.environ.get("RAYDINO_DATA") or ROOT.parent / "shared" / "data") /
 SIDE = ROOT / "benchmarks" / "alternatives" / "side.py"
 GOAL = 3.0  # raydino over a peer, end to end
 PEERS = ("plain torch", "lightly")
+OWN = ("raydino, own precision",)
+"""What a user gets without a word about precision; the peers compute in fp32 unless they are told otherwise."""
 
 
 def write_photographs(folder: Path) -> int:
@@ -103,7 +106,7 @@ class Process:
 
 def end_to_end(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Images per second, and per core second, of every side's blocks, taking turns."""
-    names = ("raydino", *(["raydino, fast crops"] if SETTINGS[name].fast else []), *PEERS)
+    names = ("raydino", *OWN, *(["raydino, fast crops"] if SETTINGS[name].fast else []), *PEERS)
     sides = {side: Process(side, name, folder, arguments) for side in names}
     rates: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):

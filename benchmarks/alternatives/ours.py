@@ -21,6 +21,8 @@ from raydino.train.steps import Loop, training_steps
 
 CPU = torch.device("cpu")
 CLUSTER = ClusterConfig(precision="fp32")  # as the other sides
+OWN_CHOICE = ClusterConfig()
+"""What a user gets who says nothing: bf16 where the processor computes it faster."""
 
 
 def recipe_of(setting: Setting, data: str, *, fast: bool = False) -> Recipe:
@@ -46,17 +48,17 @@ def recipe_of(setting: Setting, data: str, *, fast: bool = False) -> Recipe:
     return recipe.override({"data.path": data, "data.fast_crops": fast})
 
 
-def loop_of(recipe: Recipe) -> Loop:
+def loop_of(recipe: Recipe, cluster: ClusterConfig = CLUSTER) -> Loop:
     """The loop as a worker builds it."""
-    return build_loop(recipe, CLUSTER, CPU)
+    return build_loop(recipe, cluster, CPU)
 
 
-def train(setting: Setting, data: str, *, fast: bool) -> Generator[float, None, None]:
+def train(setting: Setting, data: str, *, fast: bool, cluster: ClusterConfig) -> Generator[float, None, None]:
     """The loss of one step after the other."""
     recipe = recipe_of(setting, data, fast=fast)
-    with start_ray(CLUSTER):
+    with start_ray(cluster):
         inputs = open_inputs(recipe, data)
-        loop = loop_of(recipe)
+        loop = loop_of(recipe, cluster)
         stream = batches(
             inputs.collection,
             inputs.plan,
@@ -68,8 +70,8 @@ def train(setting: Setting, data: str, *, fast: bool) -> Generator[float, None, 
             steps=recipe.steps,
             max_bad=recipe.data.max_bad,
             on_bad=print,
-            threads=CLUSTER.decode_threads(cores=len(os.sched_getaffinity(0)), workers_here=1, use_gpu=False),
-            prefetch=CLUSTER.prefetch,
+            threads=cluster.decode_threads(cores=len(os.sched_getaffinity(0)), workers_here=1, use_gpu=False),
+            prefetch=cluster.prefetch,
         )
         with closing(stream):  # before Ray goes
             for report in training_steps(loop, stream):

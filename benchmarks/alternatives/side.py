@@ -21,10 +21,11 @@ def main(side: str, setting_name: str, folder: str, data: str, workers: str) -> 
     os.dup2(2, 1)
     setting = SETTINGS[setting_name]
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if side in ("raydino", "raydino, fast crops"):
+    if side.startswith("raydino"):
         from alternatives import ours
 
-        losses = ours.train(setting, data, fast=side != "raydino")
+        cluster = ours.OWN_CHOICE if "own precision" in side else ours.CLUSTER
+        losses = ours.train(setting, data, fast="fast crops" in side, cluster=cluster)
     elif side == "plain torch":
         from alternatives import plain
 
