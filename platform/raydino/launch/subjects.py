@@ -73,7 +73,7 @@ def open_images(asked: Asked, path: str, model: "Model") -> "Labelled":
     from raydino.evals.images import ImageSet
     from raydino.shards.reader import open_collection
 
-    whole = open_collection(path if "://" in path else str(Path(path).expanduser().resolve()))
+    whole = open_collection(address_of(path))
     splits = whole.manifest.splits
     if asked.split is not None and asked.split not in splits:
         raise ConfigError(f"split = {asked.split!r}: {path} has {', '.join(splits)}; give one of them.")
@@ -112,6 +112,11 @@ def suited(evaluations: "Mapping[str, Evaluation]", data: "Mapping[str, Labelled
                 f"evals = {name!r}: no --data suits it ({why}); give images that have it, or leave it out."
             )
     return {path: [name for name in evaluations if reasons[name][path] is None] for path in data}
+
+
+def address_of(path: str) -> str:
+    """A folder's address that holds wherever the command is started."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def name_of(path: str) -> str:
