@@ -4,7 +4,6 @@ Heavy imports happen after the command line is parsed and checked, so that `--he
 """
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,6 @@ _LEAST = {"images": 1, "bank": 20, "strengths": 1}
 def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
     share_cores()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # SciPy's threads know no such policy
     options = _parser(description).parse_args(argv)
     try:
         check_least(options, _LEAST)

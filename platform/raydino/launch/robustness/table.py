@@ -16,6 +16,8 @@ from raydino.launch.robustness.scores import Lines, Scores, elsewhere, figures
 from raydino.launch.subjects import PIXELS
 
 DROP = "drop, other domains"
+NO_WIDTH = 1e-9
+"""Half widths up to this are of equal values, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def _cell(figure: Figure | None, *, differences: bool = False) -> str:
     if figure.difference_half_width is None:
         return f"{figure.difference:+.3f}"
     text = f"{figure.difference:+.3f} ± {figure.difference_half_width:.3f}"
-    return f"**{text}**" if abs(figure.difference) > figure.difference_half_width else text
+    # Where all seeds say the same, which few images make likely, the interval has no width, and that is no certainty.
+    return f"**{text}**" if abs(figure.difference) > figure.difference_half_width > NO_WIDTH else text
 
 
 def _matrices(domains: Mapping[str, Mapping[str, Mapping[str, Figure | None]]], groups: Sequence[str]) -> list[str]:
