@@ -95,7 +95,7 @@ def protocol(
 
 
 def _seen(member: Member, labelled: Labelled, data: str) -> str:
-    """Which of the images pre-training saw, with or without their labels."""
+    """Which of the images pre-training saw, in words."""
     learn, judged = (saw(member, images, path=data) for images in (labelled.bank, labelled.queries))
     if learn and judged:
         held_back = float(member.fields["data.holdout"])
