@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from raydino.evals import logistic
 from raydino.evals.config import LogisticConfig
 from raydino.evals.linear import held_back_rows
 from raydino.evals.logistic import Logistic
@@ -48,6 +51,23 @@ def test_sweep__scores_what_no_fit_has_seen() -> None:
         right = evaluation.fit(x[learn], y[learn], strength).predict(x[held]) == y[held]
         assert score == pytest.approx(right.mean())
     assert len(set(found.values())) > 1
+
+
+def test_fit__small_products_are_not_shared_out_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[int]] = []
+    fit = LogisticRegression.fit
+
+    def spied(self: LogisticRegression, x: np.ndarray, y: np.ndarray) -> LogisticRegression:
+        seen.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+        return fit(self, x, y)
+
+    monkeypatch.setattr(LogisticRegression, "fit", spied)
+    x, y = np.random.default_rng(0).normal(size=(20, 5)), np.arange(20) % 3
+    with threadpool_limits(2, user_api="blas"):
+        for least in (20 * 5 * 3 + 1, 20 * 5 * 3):
+            monkeypatch.setattr(logistic, "SHARED_OUT", least)
+            Logistic(LogisticConfig()).fit(x, y, 1.0)
+    assert seen == [{1}, {2}]
 
 
 def test_run__two_classes_and_many(colours: Any, small_vit: Any) -> None:

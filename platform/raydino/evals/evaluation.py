@@ -6,7 +6,6 @@ whatever their machines.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ class Labelled:
     train: Collection | None = None
     """All rows of the training split with their further columns, for evaluations that learn from those; None for none."""
     test: Collection | None = None
-    """The same of the split that is judged; None where the caller has classification alone in mind."""
+    """The same of the split that is judged; None where there is none, or the caller has classification alone in mind."""
 
     @property
     def description(self) -> str:
@@ -105,8 +104,8 @@ def labelled_sets(
 ) -> Labelled | None:
     """The labelled images of a collection of all splits, or None where it has no labels to evaluate with.
 
-    Queries come from `eval_split`, else from the first labelled split of EVAL_SPLITS, else a share `holdout` of the
-    labelled training rows is held back (see `Labelled.keep`). At most `bank` and `queries` images are chosen by key.
+    Queries come from the split that `judged_split` finds; where it has no labels, a share `holdout` of the labelled
+    training rows is held back (see `Labelled.keep`). At most `bank` and `queries` images are chosen by key.
 
     Raises:
         ConfigError: If `eval_split` is the training split, is not there, or has no labels.
@@ -128,8 +127,11 @@ def labelled_sets(
     if not (train_labels >= 0).any():
         _logger.info("%s: split %r has no labels, so no labelled evaluation", path, train_split)
         return None
-    judged, keep = _judged(opened, eval_split, [s for s in EVAL_SPLITS if s in whole.splits and s != train_split]), None
-    if judged is None:
+    judged, keep = judged_split(opened, train_split=train_split, asked=eval_split), None
+    test = None if judged is None else judged[0]
+    if judged is None or not (judged[1] >= 0).any():
+        if eval_split is not None:
+            raise ConfigError(f"data.eval_split = {eval_split!r} has no labels; give a labelled split or none")
         keep = holdout_rows(train_labels, share=holdout, seed=seed)
         if keep.all():
             _logger.info("%s: one labelled split, and data.holdout = %g holds none of it back", path, holdout)
@@ -146,7 +148,7 @@ def labelled_sets(
         keep=keep,
         seed=seed,
         train=train,
-        test=None if keep is not None else judged[0],
+        test=test,
     )
 
 
@@ -166,16 +168,21 @@ def holdout_rows(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
     return keep
 
 
-def _judged(opened: Collection, asked: str | None, usual: Sequence[str]) -> tuple[Collection, np.ndarray] | None:
-    """The split asked for, else the first of the usual ones that has labels; with its labels."""
+def judged_split(opened: Collection, *, train_split: str, asked: str | None) -> tuple[Collection, np.ndarray] | None:
+    """The split that is judged and its labels: the one asked for, else the first of EVAL_SPLITS with labels, else the first of
+    them that there is. None where there is none beside the training split.
+    """
+    splits = opened.manifest.splits
+    usual = [split for split in EVAL_SPLITS if split in splits and split != train_split]
+    known = opened.manifest.labelled  # without labels no file is looked into
+    first = None
     for split in [asked] if asked is not None else usual:
-        collection = opened.part(split)
-        labels = collection.labels()
+        part = opened.part(split)
+        labels = part.labels() if known else np.full(part.manifest.rows, -1, dtype=np.int64)
         if (labels >= 0).any():
-            return collection, labels
-        if asked is not None:
-            raise ConfigError(f"data.eval_split = {asked!r} has no labels; give a labelled split or none")
-    return None
+            return part, labels
+        first = first or (part, labels)
+    return first
 
 
 def _labelled_rows(

@@ -16,6 +16,7 @@ from raydino.evals.evaluation import Labelled, labelled_sets
 from raydino.evals.images import ImageSet
 from raydino.keyed import generator
 from raydino.launch.curation_report import write_curated_builtin
+from raydino.launch.subjects import address_of
 from raydino.recipe import Recipe
 from raydino.shards.reader import Collection, open_collection
 
@@ -41,16 +42,12 @@ def resolve(recipe: Recipe, storage: Path) -> str:
     path = recipe.data.path
     if path == BUILTIN:
         return str(_builtin(storage / "builtin-images"))
-    return _address(path)
+    return address_of(path)
 
 
 def open_against(recipe: Recipe) -> list[Collection]:
     """The folders of `data.stream_against`, all splits. Raises ShardError where one cannot be opened."""
-    return [open_collection(_address(path)) for path in recipe.data.stream_against]
-
-
-def _address(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().resolve())
+    return [open_collection(address_of(path)) for path in recipe.data.stream_against]
 
 
 def _builtin(folder: Path) -> Path:

@@ -69,11 +69,11 @@ def open_images(asked: Asked, path: str, model: "Model") -> "Labelled":
     """The images at `path` as `model` sees them. Raises ConfigError or ShardError."""
     import numpy as np
 
-    from raydino.evals.evaluation import EVAL_SPLITS, Labelled, labelled_sets
+    from raydino.evals.evaluation import Labelled, judged_split, labelled_sets
     from raydino.evals.images import ImageSet
     from raydino.shards.reader import open_collection
 
-    whole = open_collection(path if "://" in path else str(Path(path).expanduser().resolve()))
+    whole = open_collection(address_of(path))
     splits = whole.manifest.splits
     if asked.split is not None and asked.split not in splits:
         raise ConfigError(f"split = {asked.split!r}: {path} has {', '.join(splits)}; give one of them.")
@@ -94,11 +94,12 @@ def open_images(asked: Asked, path: str, model: "Model") -> "Labelled":
     if labelled is None:
         none = np.empty(0, dtype=np.int64)
         empty = ImageSet(whole, none, none, **sight)
-        labelled = Labelled(empty, empty, (), normalisation=model.normalisation, seed=asked.seed)
-    judged = asked.eval_split or next((s for s in EVAL_SPLITS if s in splits and s != train), None)
-    if judged is None:  # one split: all of it is judged by those that learn from nothing
-        return replace(labelled, train=None, test=whole.part(train))
-    return replace(labelled, train=whole.part(train), test=whole.part(judged))
+        judged = judged_split(whole, train_split=train, asked=asked.eval_split)
+        parts = {"train": whole.part(train), "test": None if judged is None else judged[0]}
+        labelled = Labelled(empty, empty, (), normalisation=model.normalisation, seed=asked.seed, **parts)
+    if labelled.test is None:  # one split: all of it is judged by those that learn from nothing
+        return replace(labelled, train=None, test=labelled.train)
+    return labelled
 
 
 def suited(evaluations: "Mapping[str, Evaluation]", data: "Mapping[str, Labelled]") -> dict[str, list[str]]:
@@ -111,6 +112,11 @@ def suited(evaluations: "Mapping[str, Evaluation]", data: "Mapping[str, Labelled
                 f"evals = {name!r}: no --data suits it ({why}); give images that have it, or leave it out."
             )
     return {path: [name for name in evaluations if reasons[name][path] is None] for path in data}
+
+
+def address_of(path: str) -> str:
+    """A folder's address that holds wherever the command is started."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def name_of(path: str) -> str:

@@ -15,36 +15,10 @@ from raydino.evals.evaluation import Labelled
 from raydino.evals.features import extract
 from raydino.evals.knn import classify
 from raydino.launch.model import open_model
-from raydino.launch.robustness.command import JSON_FILE, PICTURE_FILE, TABLE_FILE, main
+from raydino.launch.robustness.command import main
+from raydino.launch.robustness.record import JSON_FILE, PICTURE_FILE, TABLE_FILE
 from raydino.launch.robustness.study import Subject, class_mean, fit_heads, measure
 from raydino.launch.subjects import Asked, open_images
-from raydino.methods.config import DINOConfig, SupervisedConfig
-from raydino.recipe import Recipe
-from raydino.train.checkpoint import Checkpoint, save
-
-SMALL = {
-    **{"method.global_crops.size": 16, "method.local_crops.size": 8, "backbone.patch_size": 8, "backbone.width": 16},
-    **{"backbone.depth": 1, "backbone.heads": 2, "steps": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two groups of two seeds, for the command line; the first has checkpoints of two steps."""
-    folder, words = tmp_path_factory.mktemp("groups"), []
-    for name, method in (("supervised", SupervisedConfig()), ("dino", DINOConfig())):
-        runs = [folder / f"{name}-{seed}" for seed in range(2)]
-        for seed, run in enumerate(runs):
-            heads = {"method.head.prototypes": 16} if name == "dino" else {}
-            recipe = Recipe(method=method).override({**SMALL, **heads, "seed": seed})
-            run.mkdir()
-            (run / "recipe.yaml").write_text(recipe.to_yaml())
-            for step in (1, 2) if name == "supervised" else (2,):
-                torch.manual_seed(10 * seed + step)
-                state = recipe.method.build(recipe.backbone, steps=2).state_dict()
-                save(run / "checkpoints", Checkpoint(step, state, {}, {}), keep=2)
-        words += ["--group", f"{name}={','.join(map(str, runs))}"]
-    return words
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +41,8 @@ def test_main__groups_pixels_and_ladder_from_the_command_line_to_the_files(
 ) -> None:
     shift = ["--shift", str(images.parent / "far")]
     limits = ["--images", "4", "--bank", "60", "--strengths", "2"]
-    assert (
-        main("", [*groups, "--data", str(images), *shift, *limits, "--pixels", "--ladder", "--out", str(tmp_path)]) == 0
-    )
+    out = ["--out", str(tmp_path), "--untracked"]
+    assert main("", [*groups, "--data", str(images), *shift, *limits, "--pixels", "--ladder", *out]) == 0
     page = (tmp_path / TABLE_FILE).read_text()
     assert page in capsys.readouterr().out
     assert "4 queries against 60 images" in page and "| figure | supervised | dino | pixels |" in page

@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,10 @@ from raydino.evals.config import KNNConfig, LogisticConfig
 from raydino.launch.fairness.groups import (
     Groups,
     check_known,
-    is_stored,
+    evened,
     numbered,
     parse_associations,
     read_groups,
-    stored,
 )
 from raydino.launch.subjects import Asked, name_of, open_images, opened, run_folder
 from raydino.launch.terminal.arguments import check_least, parser_of, share_cores
@@ -141,27 +139,10 @@ def _asked(options: argparse.Namespace) -> Asked:
 
 def _labelled(asked: Asked, path: str, model: "Model", by: Sequence[str]) -> "Labelled":
     """The images to learn from and to judge; of a single split, halves that are even in classes and in stored columns."""
-    import numpy as np
-
-    from raydino.evals.fairness import halves
-    from raydino.evals.images import ImageSet
-
     labelled = open_images(asked, path, model)
     if not labelled.classes:
         raise ConfigError(f"data = {path!r}: no labels (column `label`), or too few to judge by; give labelled images.")
-    if labelled.keep is None:
-        return labelled
-    images = labelled.bank.collection
-    rows = np.concatenate([labelled.bank.rows, labelled.queries.rows])
-    order = np.argsort(rows)
-    rows, labels = rows[order], np.concatenate([labelled.bank.labels, labelled.queries.labels])[order]
-    columns = [stored(name, images, rows, labelled.classes) for name in by if is_stored(name, images)]
-    learn = halves(list(zip(labels.tolist(), *columns, strict=True)), seed=asked.seed)
-    bank, queries = (
-        ImageSet(images, rows[part], labels[part], size=model.size, channels=model.config.channels)
-        for part in (learn, ~learn)
-    )
-    return replace(labelled, bank=bank, queries=queries)
+    return evened(labelled, by)
 
 
 def _seen(

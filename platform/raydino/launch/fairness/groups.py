@@ -14,6 +14,7 @@ from raydino.config import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from raydino.evals.evaluation import Labelled
     from raydino.evals.images import ImageSet
     from raydino.shards.reader import Collection as Images
 
@@ -73,6 +74,27 @@ def is_stored(name: str, images: "Images") -> bool:
     return name in images.columns
 
 
+def evened(labelled: "Labelled", columns: Sequence[str], *, field: str = "by") -> "Labelled":
+    """Where queries were held back from a single split: halves to learn from and to judge, even by class and stored columns."""
+    import numpy as np
+
+    from raydino.evals.fairness import halves
+    from raydino.evals.images import ImageSet
+
+    if labelled.keep is None:
+        return labelled
+    images, (channels, high, wide) = labelled.bank.collection, labelled.queries.shape
+    rows = np.concatenate([labelled.bank.rows, labelled.queries.rows])
+    order = np.argsort(rows)
+    rows, labels = rows[order], np.concatenate([labelled.bank.labels, labelled.queries.labels])[order]
+    values = [stored(n, images, rows, labelled.classes, field=field) for n in columns if is_stored(n, images)]
+    learn = halves(list(zip(labels.tolist(), *values, strict=True)), seed=labelled.seed)
+    bank, queries = (
+        ImageSet(images, rows[part], labels[part], size=(high, wide), channels=channels) for part in (learn, ~learn)
+    )
+    return replace(labelled, bank=bank, queries=queries)
+
+
 def read_groups(columns: Sequence[str], images: "ImageSet", classes: Sequence[str]) -> list[Groups]:
     """The groups of a set by each column. Raises ConfigError for one of a single group, of more than MOST_GROUPS or no values."""
     measured = {} if all(is_stored(name, images.collection) for name in columns) else _measured(images)
@@ -111,10 +133,10 @@ def _groups(name: str, images: "ImageSet", classes: Sequence[str], measured: Map
     return Groups(name, origin, measured_here, tuple(names), of)
 
 
-def stored(name: str, images: "Images", rows: "np.ndarray", classes: Sequence[str]) -> list[str]:
+def stored(name: str, images: "Images", rows: "np.ndarray", classes: Sequence[str], *, field: str = "by") -> list[str]:
     """The values of a column at `rows` (ascending) in words: null, NaN and blank ones are MISSING, labels their classes.
 
-    Raises ConfigError for a column of another kind than text, numbers, dates or truth values.
+    `field` is the flag that named it. Raises ConfigError for a column of another kind than text, numbers, dates or truth values.
     """
     found: list[str] = []
     start = 0
@@ -124,7 +146,7 @@ def stored(name: str, images: "Images", rows: "np.ndarray", classes: Sequence[st
             values = images.column(group, name).take(here).to_pylist()
             if (strange := next((v for v in values if isinstance(v, bytes | dict | list)), None)) is not None:
                 raise ConfigError(
-                    f"by = {name!r}: holds {type(strange).__name__}s; give a column of text, numbers or truth values."
+                    f"{field} = {name!r}: holds {type(strange).__name__}s; give a column of text, numbers or truth values."
                 )
             found += [_in_words(value, classes if name == "label" else ()) for value in values]
         start += count

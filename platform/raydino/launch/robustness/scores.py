@@ -32,6 +32,18 @@ class Scores:
     """By name of a shifted set: mean accuracy over its classes on clean images, and on its own."""
     calibration: Mapping[str, float] = field(default_factory=dict)
     """Of heads with probabilities: temperature, errors before and after it."""
+    domains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By domain that the head learned from, mean accuracy over the classes in each domain."""
+
+    @property
+    def own_domain(self) -> float:
+        """Mean accuracy on the domain learned from."""
+        return mean(row[source] for source, row in self.domains.items())
+
+    @property
+    def other_domains(self) -> float:
+        """Mean accuracy on the others."""
+        return mean(elsewhere(row, source) for source, row in self.domains.items())
 
     @property
     def corrupted(self) -> float:
@@ -46,6 +58,11 @@ class Scores:
     def errors(self) -> dict[str, list[float]]:
         """By kind, the error at each level."""
         return {kind: [1 - accuracy for accuracy in levels] for kind, levels in self.kinds.items()}
+
+
+def elsewhere(row: Mapping[str, float], source: str) -> float:
+    """Mean of a row of `Scores.domains` over the domains other than `source`."""
+    return mean(accuracy for target, accuracy in row.items() if target != source)
 
 
 def lines(baseline: Sequence[Scores], shifts: Iterable[str]) -> dict[str, Line | str]:
@@ -73,6 +90,9 @@ def figures(scores: Scores, baseline: Scores, expected: Lines) -> dict[str, floa
     for name, (clean, shifted) in scores.shift.items():
         found |= {f"clean, classes of {name}": clean, name: shifted, f"drop, {name}": clean - shifted}
         found[f"effective, {name}"] = _effective(expected[name], clean, shifted)
+    if scores.domains:
+        own, other = scores.own_domain, scores.other_domains
+        found |= {"own domain": own, "other domains": other, "drop, other domains": own - other}
     return found | dict(scores.calibration)
 
 

@@ -6,7 +6,6 @@ Letters: N images, C channels, H W pixels, D width, K classes.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +26,7 @@ from raydino.evals.linear import held_back_rows
 from raydino.evals.logistic import Logistic
 from raydino.launch.robustness.groups import Member
 from raydino.launch.robustness.scores import Scores
-from raydino.launch.subjects import PIXELS
+from raydino.launch.subjects import PIXELS, address_of
 from raydino.shards.reader import open_collection
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def judges(images: ImageSet, *, name: str) -> Judges:
 
 def shifted(path: str, like: ImageSet, classes: tuple[str, ...]) -> Judges:
     """All labelled images of a shifted set as crops like those of `like`. Raises ConfigError where its classes are others."""
-    whole = open_collection(path if "://" in path else str(Path(path).expanduser().resolve()))
+    whole = open_collection(address_of(path))
     if whole.manifest.classes != classes:
         raise ConfigError(
             f"shift = {path!r}: its classes are {', '.join(whole.manifest.classes)}, and those of --data "

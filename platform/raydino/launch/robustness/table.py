@@ -12,8 +12,12 @@ from typing import Any
 from raydino.evals.corruptions import KINDS
 from raydino.evals.shift import Line, corruption_error
 from raydino.launch.ablation.table import interval
-from raydino.launch.robustness.scores import Lines, Scores, figures
+from raydino.launch.robustness.scores import Lines, Scores, elsewhere, figures
 from raydino.launch.subjects import PIXELS
+
+DROP = "drop, other domains"
+NO_WIDTH = 1e-9
+"""Half widths up to this are of equal values, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class HeadTable:
     kinds: dict[str, dict[str, Figure | None]]
     """Corruption errors by kind and group."""
     lines: Lines
+    domains: dict[str, dict[str, dict[str, Figure | None]]]
+    """Accuracies, and the drop, by domain learned from, domain judged and group; empty where domains were not asked for."""
 
 
 def head_tables(scores: Sequence[Scores], expected: Mapping[str, Lines]) -> list[HeadTable]:
@@ -53,8 +59,19 @@ def head_tables(scores: Sequence[Scores], expected: Mapping[str, Lines]) -> list
         for s in of_head:
             every.setdefault(s.group, {})[s.seed] = figures(s, baseline[s.seed], expected[head])
             errors.setdefault(s.group, {})[s.seed] = corruption_error(s.errors, baseline[s.seed].errors)
-        tables.append(HeadTable(head, _by_name(every), _by_name(errors), expected[head]))
+        tables.append(HeadTable(head, _by_name(every), _by_name(errors), expected[head], _by_domain(of_head)))
     return tables
+
+
+def _by_domain(of_head: Sequence[Scores]) -> dict[str, dict[str, dict[str, Figure | None]]]:
+    found = {}
+    for source in of_head[0].domains:
+        rows: dict[str, dict[int, dict[str, float | None]]] = {}
+        for s in of_head:
+            row = s.domains[source]
+            rows.setdefault(s.group, {})[s.seed] = {**row, DROP: row[source] - elsewhere(row, source)}
+        found[source] = _by_name(rows)
+    return found
 
 
 def _by_name(every: Mapping[str, Mapping[int, Mapping[str, float | None]]]) -> dict[str, dict[str, Figure | None]]:
@@ -92,6 +109,7 @@ def markdown(tables: Sequence[HeadTable], protocol: Mapping[str, str]) -> str:
         lines += [f"Corruption error by kind, {groups[0]}'s is 1:", ""]
         lines += [*_grid(["kind", "group", *groups[1:]], [_kind_row(k, row) for k, row in table.kinds.items()]), ""]
         lines += [f"Effective robustness, {name}: {_told(line)}." for name, line in table.lines.items()] + [""]
+        lines += _matrices(table.domains, groups)
     lines += ["## Protocol", "", *(f"- **{name}**: {text}." for name, text in protocol.items())]
     return "\n".join(lines) + "\n"
 
@@ -120,7 +138,24 @@ def _cell(figure: Figure | None, *, differences: bool = False) -> str:
     if figure.difference_half_width is None:
         return f"{figure.difference:+.3f}"
     text = f"{figure.difference:+.3f} ± {figure.difference_half_width:.3f}"
-    return f"**{text}**" if abs(figure.difference) > figure.difference_half_width else text
+    # Where all seeds say the same, which few images make likely, the interval has no width, and that is no certainty.
+    return f"**{text}**" if abs(figure.difference) > figure.difference_half_width > NO_WIDTH else text
+
+
+def _matrices(domains: Mapping[str, Mapping[str, Mapping[str, Figure | None]]], groups: Sequence[str]) -> list[str]:
+    """For each group what heads that learned from one domain (rows) say of each (columns), then beside the baseline."""
+    lines = []
+    for group, differences in [*((group, False) for group in groups), *((group, True) for group in groups[1:])] * bool(
+        domains
+    ):
+        less = f" less {groups[0]}'s at the same seed" if differences else ""
+        lines += [f"Accuracy by domain, {group}{less}:", ""]
+        rows = [
+            [source, *(_cell(row[group], differences=differences) for row in found.values())]
+            for source, found in domains.items()
+        ]
+        lines += [*_grid(["learned from", *next(iter(domains.values()))], rows), ""]
+    return lines
 
 
 def _told(line: Line | str) -> str:
