@@ -1,20 +1,23 @@
-"""What cutting all views of a photograph costs a core: raydino's exact and fast way beside the official pipelines.
+"""What cutting all views of a photograph costs a core: raydino's ways beside the official pipelines.
 
     python benchmarks/crops.py              # five minutes of one core
     python benchmarks/crops.py --images 16
+    python benchmarks/crops.py --colour cuda            # what the third way leaves to the device, alone; or cpu
 
 Sides, each from the bytes of a JPEG to two crops of 224 and eight of 96 pixels, with DINOv2's published settings: DINO's and
 DINOv2's pipelines written down again from the papers' settings with torchvision (on PIL, fp32 out, as published), an
-albumentations `Compose` per crop (uint8 out), and raydino's two. All take turns on the same photographs in one process and one
-thread; CPU time. Images are the photographs of imagenet-sample (RAYDINO_DATA, else ../shared/data).
+albumentations `Compose` per crop (uint8 out), and raydino's three, of which the third leaves colours to the device. All take
+turns on the same photographs in one process and one thread; CPU time. Images are the photographs of imagenet-sample
+(RAYDINO_DATA, else ../shared/data).
 
-Voided unless the statistics agree: over all crops the mean, the deviation, and the energy of the gradients of both ways.
+Voided unless the statistics agree: over all crops the mean, the deviation, and the energy of the gradients of all three ways.
 """
 
 import argparse
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +31,14 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms as T
 
+from raydino.data.colour import recoloured
 from raydino.data.crops import Cropper
 from raydino.data.decode import decode
+from raydino.data.draws import colours_of
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.shards.reader import open_collection
+from raydino.views import FastCrops
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "crops.json"
@@ -108,13 +114,25 @@ def albumentations_side() -> Side:
     return cut
 
 
-def our_side(*, fast: bool) -> Side:
-    views = DINOv2Config(blur="paper").views(BackboneConfig(patch_size=16)).override({"fast_crops": fast})
-    cropper = Cropper(views, seed=0)
+VIEWS = DINOv2Config(blur="paper").views(BackboneConfig(patch_size=16))
+
+
+def our_side(*, fast_crops: FastCrops) -> Side:
+    cropper = Cropper(VIEWS.override({"fast_crops": fast_crops}), seed=0)
 
     def cut(data: bytes, number: int) -> Any:
         image = decode(data, least=cropper.least)
         return cropper(image, epoch=number, sample=b"benchmark")
+
+    return cut
+
+
+def with_colour(side: Side) -> Side:
+    """The third way to its end, on the CPU."""
+
+    def cut(data: bytes, number: int) -> Any:
+        left = {name: torch.from_numpy(array)[:, None] for name, array in side(data, number).items()}
+        return {name: recoloured(left[name], left[colours_of(name)])[:, 0].numpy() for name in VIEWS.crops}
 
     return cut
 
@@ -150,29 +168,68 @@ def statistics(side: Side, photographs: list[bytes], draws: int) -> dict[str, li
     return {name: [float(x) for x in np.mean(rows, axis=0)] for name, rows in sums.items()}
 
 
+def colour_alone(device: torch.device, photographs: list[bytes], images: int, rounds: int) -> None:
+    """Print what the third way leaves to `device`: images a second, and the share that copying as many bytes once would take."""
+    side = our_side(fast_crops="device")
+    cut = [side(photographs[number % len(photographs)], number) for number in range(images)]
+    left = {name: torch.from_numpy(np.stack([one[name] for one in cut], axis=1)).to(device) for name in cut[0]}
+
+    def seconds(work: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    floats = [left[name].float() for name in VIEWS.crops]
+    ways = {
+        "colour": lambda: [recoloured(left[name], left[colours_of(name)]) for name in VIEWS.crops],
+        "a copy in float32": lambda: [values.clone() for values in floats],
+    }
+    for turn in range(2):  # the first warms up
+        spent = {name: [seconds(way) for _ in range(rounds if turn else 1)] for name, way in ways.items()}
+    known = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread"
+    for name, values in spent.items():
+        rates = sorted(images / value for value in values)
+        print(
+            f"{known}: {name} {median(rates):,.0f} images/s ({rates[0]:,.0f} to {rates[-1]:,.0f}), batches of {images}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--colour", default="", help="device whose part of the third way is timed, and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     rows = open_collection(str(DATA / "imagenet-sample"), split="train").read(0)
     photographs = [row for row in rows["bytes"].to_pylist() if row[:2] == b"\xff\xd8"][: arguments.images]
+    if arguments.colour:
+        colour_alone(torch.device(arguments.colour), photographs, arguments.images, arguments.rounds)
+        return
     sides = {
         "DINO's": torchvision_side(global_scale=(0.4, 1.0), local_scale=(0.05, 0.4), pil_blur=True),
         "DINOv2's": torchvision_side(global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), pil_blur=False),
         "albumentations": albumentations_side(),
-        "exact": our_side(fast=False),
-        "fast": our_side(fast=True),
+        "exact": our_side(fast_crops=False),
+        "fast": our_side(fast_crops=True),
+        "for the device": our_side(fast_crops="device"),
         "decode alone": decode_side,
     }
-    exact, fast = (statistics(sides[name], photographs, draws=4) for name in ("exact", "fast"))
-    for group in exact:
-        apart = [abs(b / a - 1) for a, b in zip(exact[group], fast[group], strict=True)]
-        print(f"{group}: exact {exact[group]}, fast {fast[group]}")
-        assert apart[0] < 0.02 and apart[1] < 0.03 and apart[2] < 0.10, f"{group}: {apart}"
-    spent = timed(sides, photographs, arguments.rounds)
+    compared = {name: sides[name] for name in ("exact", "fast")} | {"device": with_colour(sides["for the device"])}
+    found = {name: statistics(side, photographs, draws=4) for name, side in compared.items()}
+    for name, group in ((name, group) for name in ("fast", "device") for group in VIEWS.crops):
+        exact, own = found["exact"][group], found[name][group]
+        apart = [abs(b / a - 1) for a, b in zip(exact, own, strict=True)]
+        print(f"{group}: exact {exact}, {name} {own}")
+        assert apart[0] < 0.02 and apart[1] < 0.03 and apart[2] < 0.10, f"{name}, {group}: {apart}"
+    report(timed(sides, photographs, arguments.rounds), found, len(photographs))
+
+
+def report(spent: dict[str, list[float]], found: dict[str, dict[str, list[float]]], images: int) -> None:
+    """Print and write what was measured."""
     table = {name: median(values) for name, values in spent.items()}
     for name, value in table.items():
         print(f"{name:16s} {value:7.2f} ms  {1000 / value:7.0f} images/s and core")
@@ -180,12 +237,15 @@ def main() -> None:
         "fast over DINOv2's": ("DINOv2's", "fast"),
         "fast over albumentations": ("albumentations", "fast"),
         "exact over DINOv2's": ("DINOv2's", "exact"),
+        "for the device over DINOv2's": ("DINOv2's", "for the device"),
+        "for the device over exact": ("exact", "for the device"),
+        "for the device over fast": ("fast", "for the device"),
     }
     ratios = {
         name: sorted(a / b for a, b in zip(spent[slow], spent[quick], strict=True))
         for name, (slow, quick) in pairs.items()
     }
-    report = {
+    told = {
         "name": "crops",
         "device": f"one core of {os.cpu_count()}",
         "ratio": round(median(ratios["fast over DINOv2's"]), 2),
@@ -196,13 +256,13 @@ def main() -> None:
         },
         "missed": [name for name, goal in GOALS.items() if median(ratios[name]) < goal],
         "limit_share": round(table["decode alone"] / table["fast"], 3),
-        "command": "python benchmarks/crops.py",
+        "command": "python benchmarks/crops.py" + "".join(f" {word}" for word in sys.argv[1:]),
         "milliseconds_an_image": {name: round(value, 3) for name, value in table.items()},
-        "statistics": {"exact": exact, "fast": fast},
-        "images": len(photographs),
+        "statistics": found,
+        "images": images,
     }
-    RESULT.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report["ratios"]), "missed:", report["missed"])
+    RESULT.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told["ratios"]), "missed:", told["missed"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ def a_batch(images=6):
     pixels = torch.arange(2 * images * 3 * 4 * 4, dtype=torch.int64).remainder(256).to(torch.uint8)
     crops = {"global": pixels.view(2, images, 3, 4, 4), "local": torch.zeros(8, images, 3, 2, 2, dtype=torch.uint8)}
     masks = torch.arange(2 * images * 4).remainder(3).eq(0).view(2, images, 4)
-    return Batch(crops=crops, masks=masks, ids=tuple(bytes([i]) for i in range(images)), step=3)
+    colours = {name: torch.rand(len(crop), images, 5) for name, crop in crops.items()}
+    return Batch(crops=crops, masks=masks, ids=tuple(bytes([i]) for i in range(images)), step=3, colours=colours)
 
 
 def test_split__parts_in_slot_order_make_the_whole():
@@ -20,13 +21,14 @@ def test_split__parts_in_slot_order_make_the_whole():
     assert b"".join(i for part in parts for i in part.ids) == bytes(range(6))
     for name, whole in batch.crops.items():
         assert torch.equal(torch.cat([part.crops[name] for part in parts], dim=1), whole)
+        assert torch.equal(torch.cat([part.colours[name] for part in parts], dim=1), batch.colours[name])
     assert torch.equal(torch.cat([part.masks for part in parts], dim=1), batch.masks)
     assert {part.step for part in parts} == {3}
 
 
 def test_split__without_masks_and_uneven():
     bare = Batch(crops=a_batch().crops, masks=None, ids=a_batch().ids, step=0)
-    assert next(bare.split(2)).masks is None
+    assert next(bare.split(2)).masks is None and next(bare.split(2)).colours is None
     with pytest.raises(ValueError, match="6 images cannot be cut into 4"):
         next(bare.split(4))
 
@@ -34,6 +36,7 @@ def test_split__without_masks_and_uneven():
 def test_to__moves_everything_and_keeps_the_rest():
     moved = a_batch().to("meta")
     assert {c.device.type for c in moved.crops.values()} == {"meta"} == {moved.masks.device.type}
+    assert {numbers.device.type for numbers in moved.colours.values()} == {"meta"}
     assert (moved.ids, moved.step) == (a_batch().ids, 3)
 
 

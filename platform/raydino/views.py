@@ -7,7 +7,7 @@ This file does not import torch, so that recipes and their `--help` need not wai
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Size = Positive | tuple[Positive, Positive]
 """Pixels of a picture: its side, or height and width."""
+FastCrops = Literal[False, True, "device"]
+"""How crops are cut: as published, with less arithmetic, or so and with their colours changed by the training device."""
 
 
 def height_width(size: Size) -> tuple[int, int]:
@@ -126,8 +128,8 @@ class Views(Config):
     """Side of a patch, pixels; it cuts a global crop into the grid that masks are drawn on."""
     channels: Positive = 3
     """Channels of every view."""
-    fast_crops: bool = False
-    """Whether views may be cut with less arithmetic (data/fast.py)."""
+    fast_crops: FastCrops = False
+    """Whether views may be cut with less arithmetic (data/fast.py), and their colours changed on the device (data/colour.py)."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -147,7 +149,7 @@ class Batch:
     """What a method gets for one step on one rank, or one micro-batch of it."""
 
     crops: "Mapping[str, Tensor]"
-    """By group: uint8 [V, B, C, H, W] from the data side, float after `normalised`."""
+    """By group: uint8 [V, B, C, H, W] from the data side, float after colour (data/colour.py) and normalisation."""
     masks: "Tensor | None"
     """bool [V, B, P] over the global crops, True where the student does not see the patch."""
     ids: tuple[bytes, ...]
@@ -159,6 +161,8 @@ class Batch:
     masked: "Tensor | None" = None
     """int64 [M], where the True of `masks` lie among all V * B * P; found before a batch goes to a GPU (`to`), because asking a
     GPU how many there are would wait for all it has to do."""
+    colours: "Mapping[str, Tensor] | None" = None
+    """By group float32 [V, B, D], the changes of colour that the device is still to make (data/colour.py); None for none."""
 
     @property
     def images(self) -> int:
@@ -171,9 +175,18 @@ class Batch:
         def there(tensor: "Tensor | None") -> "Tensor | None":
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        crops = {name: crop.to(device, non_blocking=True) for name, crop in self.crops.items()}
+        def all_there(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
         masked = None if self.masks is None else self.masks.flatten().nonzero().squeeze(1)
-        return replace(self, crops=crops, masks=there(self.masks), labels=there(self.labels), masked=there(masked))
+        return replace(
+            self,
+            crops=all_there(self.crops),
+            masks=there(self.masks),
+            labels=there(self.labels),
+            masked=there(masked),
+            colours=None if self.colours is None else all_there(self.colours),
+        )
 
     def split(self, parts: int) -> "Iterator[Batch]":
         """Micro-batches of equal size, in slot order. Raises ValueError if B is not a multiple of `parts`."""
@@ -188,6 +201,7 @@ class Batch:
                 ids=self.ids[part],
                 step=self.step,
                 labels=None if self.labels is None else self.labels[part],
+                colours=None if self.colours is None else {name: own[:, part] for name, own in self.colours.items()},
             )
 
 
@@ -201,7 +215,12 @@ class Normalisation(Config):
 
     def __call__(self, pixels: "Tensor") -> "Tensor":
         """uint8 [..., C, H, W] to float32 of the same shape, on the pixels' device."""
+        import torch
+
         x = pixels.float()
-        mean = x.new_tensor(self.mean).view(-1, 1, 1) * 255.0
-        std = x.new_tensor(self.std).view(-1, 1, 1) * 255.0
+        # Filled in on the device: a list of numbers would be sent there, and a GPU finish its work before that.
+        mean, std = (
+            torch.stack([x.new_full((), value) for value in values]).view(-1, 1, 1) * 255.0
+            for values in (self.mean, self.std)
+        )
         return (x - mean) / std

@@ -39,6 +39,7 @@ VIEWS = Views(
     masks=Masks(),
     patch_size=4,
 )
+ON_DEVICE = VIEWS.override({"fast_crops": "device"})
 
 
 class Shelf:
@@ -72,14 +73,16 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's process
 GROUPS = [8, 5, 8, 8, 3, 8, 8, 8, 7, 8, 8, 8]
 
 
-def run(shelf, *, plan=None, seed=0, rank=0, world=1, start_step=0, steps=6, bad=None, max_bad=1.0, **options):
+def run(
+    shelf, *, plan=None, seed=0, rank=0, world=1, start_step=0, steps=6, bad=None, max_bad=1.0, views=None, **options
+):
     plan = plan or plan_of(shelf)
     options = {"read": local_windows, "threads": 2, **options}
     told = [] if bad is None else bad
     return batches(
         shelf,
         plan,
-        VIEWS,
+        views or VIEWS,
         seed=seed,
         rank=rank,
         world=world,
@@ -100,6 +103,9 @@ def equal(one, other):
     assert list(one.crops) == list(other.crops)
     assert all(torch.equal(crop, other.crops[name]) for name, crop in one.crops.items())
     assert torch.equal(one.masks, other.masks)
+    assert (one.colours is None) == (other.colours is None)
+    for name, numbers in (one.colours or {}).items():
+        assert torch.equal(numbers, other.colours[name])
 
 
 def all_equal(some, others):
@@ -125,6 +131,22 @@ def test_batches__are_the_plans_rows_cut_one_by_one():
             assert (batch.masks[:, place::2].numpy() == masks).all()
 
 
+def test_batches__what_is_drawn_about_colours_comes_with_its_image():
+    """Against what is drawn for each image, one by one; of those that stand in for broken ones too."""
+    shelf = Shelf(GROUPS, broken=(3, 40))
+    images, cropper = dict(zip(shelf.ids, shelf.images, strict=True)), Cropper(ON_DEVICE, seed=7)
+    plan = plan_of(shelf)
+    for batch in run(shelf, seed=7, views=ON_DEVICE, steps=plan.steps_per_epoch):
+        assert set(batch.crops) == set(batch.colours) == set(VIEWS.crops)
+        for column, sample in enumerate(batch.ids):
+            expected = cropper(decode(images[sample]), epoch=0, sample=sample)
+            for name, crop in batch.crops.items():
+                assert crop.dtype == torch.uint8 and batch.colours[name].dtype == torch.float32
+                assert (crop[:, column].numpy() == expected[name]).all()
+                assert (batch.colours[name][:, column].numpy() == expected[f"colours/{name}"]).all()
+    assert all(batch.colours is None for batch in run(shelf, steps=1))
+
+
 def test_batches__resume_gives_the_tail_of_the_run():
     shelf = Shelf(GROUPS)
     whole = list(run(shelf, steps=13))
@@ -132,19 +154,25 @@ def test_batches__resume_gives_the_tail_of_the_run():
         all_equal(whole[start:], run(shelf, start_step=start, steps=13 - start))
 
 
+@pytest.mark.parametrize("views", [VIEWS, ON_DEVICE], ids=["exact", "device"])
 @pytest.mark.parametrize("world", [2, 4])
-def test_batches__same_images_and_pixels_for_any_world_size(world):
+def test_batches__same_images_and_pixels_for_any_world_size(world, views):
     shelf = Shelf(GROUPS, broken=(3, 40))
-    for one, *ranks in zip(run(shelf), *[run(shelf, rank=r, world=world) for r in range(world)], strict=True):
+    parts = [run(shelf, rank=rank, world=world, views=views) for rank in range(world)]
+    for one, *ranks in zip(run(shelf, views=views), *parts, strict=True):
         for rank, part in enumerate(ranks):
             assert part.ids == one.ids[rank::world]
+            for name, numbers in (one.colours or {}).items():
+                assert torch.equal(part.colours[name], numbers[:, rank::world])
             assert all(torch.equal(part.crops[name], crop[:, rank::world]) for name, crop in one.crops.items())
             assert torch.equal(part.masks, one.masks[:, rank::world])
 
 
-def test_batches__decode_in_cluster_gives_the_same_pixels():
+@pytest.mark.parametrize("views", [VIEWS, ON_DEVICE], ids=["exact", "device"])
+def test_batches__decode_in_cluster_gives_the_same_pixels(views):
     shelf, at_worker, at_cluster = Shelf(GROUPS, broken=(1, 2, 50)), [], []
-    all_equal(run(shelf, steps=8, bad=at_worker), run(shelf, steps=8, decode_in="cluster", bad=at_cluster))
+    cut_there = run(shelf, steps=8, views=views, decode_in="cluster", bad=at_cluster)
+    all_equal(run(shelf, steps=8, views=views, bad=at_worker), cut_there)
     assert at_worker == at_cluster and {image.path for image in at_worker} == {"1.png", "2.png", "50.png"}
 
 
@@ -359,9 +387,11 @@ def test_ray_windows__same_batches_as_local(ray_cluster):
 
 
 @pytest.mark.ray
-def test_ray_windows__decode_in_cluster(ray_cluster):
+@pytest.mark.parametrize("views", [VIEWS, ON_DEVICE], ids=["exact", "device"])
+def test_ray_windows__decode_in_cluster(ray_cluster, views):
     shelf = Shelf(GROUPS, broken=(3, 4))
-    all_equal(run(shelf, steps=4), run(shelf, steps=4, read=ray_windows, decode_in="cluster"))
+    cut_there = run(shelf, steps=4, views=views, read=ray_windows, decode_in="cluster")
+    all_equal(run(shelf, steps=4, views=views), cut_there)
 
 
 @pytest.mark.ray

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from raydino.config import ConfigError
 from raydino.data.ahead import Ahead
 from raydino.data.claims import Admitted, Claim, admit
-from raydino.data.crops import Cropper, Pixels
+from raydino.data.crops import Cropper
+from raydino.data.draws import colours_of, room
 from raydino.data.fetch import Bad, BadImage, Cut, CutWindow, Fetch, Met, Read, Request, Verdicts, cut_slot, requests
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, Rows, Window
@@ -70,7 +71,8 @@ class _Cutting:
     """A batch whose images are being cut."""
 
     step: int
-    crops: dict[str, Pixels]
+    arrays: dict[str, NDArray[Any]]
+    """Crops, and what else is cut (`draws.room`)."""
     masks: "Future[NDArray[np.bool_]] | None"
     slots: list[int]
     refused: list[Bad]
@@ -220,23 +222,23 @@ def _cutting(
     views = cropper.views
     with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix=CROP_THREADS) as pool:
         for step, places in span.places(tables):
-            crops = {name: np.empty(shape, dtype=np.uint8) for name, shape in views.shapes(len(places)).items()}
-            out = [{name: array[:, column] for name, array in crops.items()} for column in range(len(places))]
+            arrays = room(views, len(places))
+            out = [{name: array[:, column] for name, array in arrays.items()} for column in range(len(places))]
             if fetch.cropper is None:
                 cuts = [pool.submit(_cut_one, place, cropper, into) for place, into in zip(places, out, strict=True)]
             else:  # copies only: handing them over one by one would take longer
                 cuts = [pool.submit(_copy_all, places, out)]
             masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
             refused = [[] if place.refused is None else [place.refused] for place in places]
-            yield _Cutting(step, crops, masks, [place.slot for place in places], refused, cuts)
+            yield _Cutting(step, arrays, masks, [place.slot for place in places], refused, cuts)
 
 
-def _cut_one(place: _Place, cropper: Cropper, out: dict[str, Pixels]) -> list[Cut]:
+def _cut_one(place: _Place, cropper: Cropper, out: dict[str, NDArray[Any]]) -> list[Cut]:
     assert isinstance(place.rows, pa.Table)
     return [cut_slot(place.rows, place.row, cropper, out=out, turns=place.turns)]
 
 
-def _copy_all(places: list[_Place], out: list[dict[str, Pixels]]) -> list[Cut]:
+def _copy_all(places: list[_Place], out: list[dict[str, NDArray[Any]]]) -> list[Cut]:
     cuts = []
     for place, into in zip(places, out, strict=True):
         assert isinstance(place.rows, CutWindow)
@@ -284,10 +286,13 @@ class Batches(Iterator[Batch]):
         for slot, refused, image in zip(cut.slots, cut.refused, images, strict=True):
             self._verdicts.note(cut.step, slot, refused + image.met)
         labels = [image.label for image in images if image.label is not None]
+        tensors = {name: torch.from_numpy(array) for name, array in cut.arrays.items()}
+        colours = {name: tensors.pop(colours_of(name)) for name in list(tensors) if colours_of(name) in tensors}
         return Batch(
-            crops={name: torch.from_numpy(array) for name, array in cut.crops.items()},
+            crops=tensors,
             masks=None if cut.masks is None else torch.from_numpy(cut.masks.result()),
             ids=tuple(image.sample for image in images),
             step=cut.step,
             labels=torch.tensor(labels) if labels else None,
+            colours=colours or None,
         )

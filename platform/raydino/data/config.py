@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from raydino.config import Config
-from raydino.views import Normalisation, Positive
+from raydino.views import FastCrops, Normalisation, Positive
 
 
 class DataConfig(Config):
@@ -25,8 +25,9 @@ class DataConfig(Config):
     """Share of a labelled training split held back for evaluation when there is no other labelled split."""
     window: Positive = 1024
     """Rows shuffled together inside a lane; rounded up to whole row groups."""
-    fast_crops: bool = False
-    """Cut views with less arithmetic: halved copies instead of antialiasing, one colour map; docs/performance.md has both."""
+    fast_crops: FastCrops = False
+    """Cut views with less arithmetic: halved copies instead of antialiasing, one colour map; with `device`, for GPUs short of
+    cores, halved copies too, and colours changed on the device. docs/performance.md compares them."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of undecodable images before the run stops."""
     stream_dedup: bool = False

@@ -5,11 +5,13 @@ reseeded per crop (half as long as the crop itself). Normalisation is not here: 
 device does it for nothing.
 
 Order per view, as in DINO's and DINOv2's augmentations: resized crop, flip, jitter, gray, blur, solarise. With
-`Views.fast_crops` the draws are the same, the arithmetic that of fast.py.
+`Views.fast_crops` the draws are the same, the arithmetic that of fast.py; where it says "device", all from the jitter on is left
+to colour.py, and what was drawn for it comes beside the pixels.
 """
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
 
@@ -19,8 +21,20 @@ from albumentations.augmentations.blur import functional as blur
 from albumentations.augmentations.pixel import functional as pixel
 from numpy.typing import NDArray
 
-from raydino.data.draws import BLUR_KERNEL, BRIGHTNESS, CONTRAST, COUNT, SATURATION, Draw, Jitter, draw_view
-from raydino.data.fast import MipMap, fast_view, least_side, pixels
+from raydino.data.draws import (
+    BLUR_KERNEL,
+    BRIGHTNESS,
+    CONTRAST,
+    COUNT,
+    SATURATION,
+    Draw,
+    Jitter,
+    colours,
+    colours_of,
+    draw_view,
+    room,
+)
+from raydino.data.fast import MipMap, fast_box, fast_view, least_side, pixels
 from raydino.keyed import uniform
 from raydino.views import Crops, Views
 
@@ -40,18 +54,19 @@ class Cropper:
         self.least = least_side(views) if views.fast_crops else 0
         """The shorter side that an image may be decoded at (`decode`); 0 for its own."""
 
-    def __call__(self, image: Pixels, *, epoch: int, sample: bytes) -> dict[str, Pixels]:
-        """By group uint8 [V, C, height, width], from uint8 [H, W, C] of any size; `sample` is the image's id.
+    def __call__(self, image: Pixels, *, epoch: int, sample: bytes) -> dict[str, NDArray[Any]]:
+        """By group uint8 [V, C, height, width] (and what `room` has beside), from uint8 [H, W, C] of any size; `sample` is the
+        image's id.
 
         Raises:
             ValueError: `image` is not uint8 [H, W, C] with the channels of the views and at least one pixel.
         """
-        crops = {name: np.empty(shape, dtype=np.uint8) for name, shape in self.views.shapes().items()}
+        crops = room(self.views)
         self.cut(image, epoch=epoch, sample=sample, out=crops)
         return crops
 
-    def cut(self, image: Pixels, *, epoch: int, sample: bytes, out: Mapping[str, Pixels]) -> None:
-        """`__call__` into given arrays, by group uint8 [V, C, height, width]; they may be views of a batch."""
+    def cut(self, image: Pixels, *, epoch: int, sample: bytes, out: Mapping[str, NDArray[Any]]) -> None:
+        """`__call__` into given arrays (`room`); they may be views of a batch."""
         channels = self.views.channels
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
             raise ValueError(
@@ -63,7 +78,13 @@ class Cropper:
             for view in range(group.count):
                 own = numbers[COUNT * view : COUNT * (view + 1)]
                 draw = draw_view(image.shape[0], image.shape[1], group, view, own)
-                crop = _view(image, draw, group) if levels is None else fast_view(levels, draw, group)
+                if levels is None:
+                    crop = _view(image, draw, group)
+                elif self.views.fast_crops == "device":
+                    crop = fast_box(levels, draw, group)
+                    out[colours_of(name)][view] = colours(draw)
+                else:
+                    crop = fast_view(levels, draw, group)
                 _store(crop, out[name][view])
 
 

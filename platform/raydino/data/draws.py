@@ -8,14 +8,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
-from raydino.views import Crops
+import numpy as np
+from numpy.typing import NDArray
+
+from raydino.views import Crops, Views
 
 BOX_TRIES = 10
 BLUR_KERNEL = 9  # pixels, as in DINOv2
 JITTER_ORDERS = tuple(permutations(range(4)))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """What a number of `Jitter.order` stands for."""
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a grey."""
+BLENDS = 3  # changes of a jitter that mix a view with a grey: all but hue
+COLOURS = 2 * BLENDS + 5
+"""Numbers that tell a device how to change a view's colours (`colours`)."""
 # Places in a view's draws; a jitter's four follow at its own.
 _FLIP, _JITTER, _FIRST_FACTOR, _ORDER, _GRAY, _BLUR, _SIGMA, _SOLARIZE, _TOP, _LEFT, _BOX = (
     0,
@@ -46,6 +55,9 @@ class Jitter:
     """Share of the colour circle."""
 
 
+_STILL = Jitter(JITTER_ORDERS[0], (1.0, 1.0, 1.0), 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One view, decided."""
@@ -74,6 +86,33 @@ def draw_view(rows: int, columns: int, group: Crops, view: int, draws: Sequence[
         sigma=_between(*group.blur_sigma, draws[_SIGMA]) if blurred else None,
         solarize=draws[_SOLARIZE] < group.of_view("solarize", view),
     )
+
+
+def colours(draw: Draw) -> tuple[float, ...]:
+    """What is decided about a view's colours, COLOURS numbers: of the jitter's changes other than hue, in the order of use, which
+    they are and then their factors; how many of them come before hue, and its share of the circle; 1 for greyscale; the blur's
+    standard deviation, 0 without; 1 for solarisation. Without jitter factors are 1 and hue is 0."""
+    jitter = draw.jitter or _STILL
+    order = [number for number in jitter.order if number != HUE]
+    hue = (jitter.order.index(HUE), jitter.hue)
+    return (*order, *(jitter.factors[number] for number in order), *hue, draw.gray, draw.sigma or 0.0, draw.solarize)
+
+
+def colours_of(group: str) -> str:
+    """The name under which the numbers of a crop group's `colours` are kept beside its pixels."""
+    return f"colours/{group}"
+
+
+def room(views: Views, *images: int) -> dict[str, NDArray[Any]]:
+    """Arrays, not filled, for all that is cut: by group uint8 [V, *images, C, height, width], and where the device changes
+    colours, by `colours_of` the group, float32 [V, *images, COLOURS]."""
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.empty(shape, dtype=np.uint8) for name, shape in views.shapes(*images).items()
+    }
+    if views.fast_crops == "device":
+        for name, group in views.crops.items():
+            arrays[colours_of(name)] = np.empty((group.count, *images, COLOURS), dtype=np.float32)
+    return arrays
 
 
 def _between(low: float, high: float, draw: float) -> float:

@@ -1,4 +1,5 @@
-"""Fast crops: the same draws as crops.py, cut with less arithmetic; `Views.fast_crops` asks for them.
+"""Fast crops: the same draws as crops.py, cut with less arithmetic; `Views.fast_crops` asks for them, and where it says
+"device", of these for the boxes alone: colours are left to colour.py.
 
 Three savings, each at a price that tests/data/test_fast.py bounds:
 
@@ -17,13 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raydino.data.draws import BLUR_KERNEL, BRIGHTNESS, CONTRAST, HUE, Draw, Jitter
+from raydino.data.draws import BLUR_KERNEL, BRIGHTNESS, CONTRAST, HUE, LUMA, Draw, Jitter
 from raydino.views import Crops, Views
 
 Pixels = NDArray[np.uint8]
 Colours = NDArray[np.float64]
 
-LUMA = (0.299, 0.587, 0.114)
 _INVERT_BRIGHT = np.concatenate([np.arange(128), 255 - np.arange(128, 256)]).astype(np.uint8)
 # Times that a view may shrink before a halved copy serves it better: where both ways have equal gradients, on photographs.
 HALVE_AT = 1.3
@@ -74,12 +74,16 @@ class MipMap:
         return pixels(cv2.resize(box, (width, height), interpolation=cv2.INTER_CUBIC), image.shape[2])
 
 
+def fast_box(levels: MipMap, draw: Draw, group: Crops) -> Pixels:
+    """The box of one view, flipped if so drawn, its colours as they are: uint8 [height, width, C]."""
+    crop = levels.crop(draw, group.height, group.width)
+    return pixels(cv2.flip(crop, 1), crop.shape[2]) if draw.flip else crop
+
+
 def fast_view(levels: MipMap, draw: Draw, group: Crops) -> Pixels:
     """One view, uint8 [height, width, C]."""
-    crop = levels.crop(draw, group.height, group.width)
+    crop = fast_box(levels, draw, group)
     channels = crop.shape[2]
-    if draw.flip:
-        crop = pixels(cv2.flip(crop, 1), channels)
     if channels == 3 and (draw.jitter is not None or draw.gray):
         crop = pixels(cv2.transform(crop, colour_map(draw, cv2.mean(crop)[:3])), channels)
     elif draw.jitter is not None:

@@ -8,13 +8,15 @@ meets the same images.
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raydino import faults
 from raydino.data.decode import Undecodable, decode
+from raydino.data.draws import room
 from raydino.data.plan import Plan, Rows
 
 if TYPE_CHECKING:
@@ -124,12 +126,12 @@ class Fetch:
     def cut(self, rows: pa.Table) -> pa.Table:
         """Rows as `read` gives them, or some of them, cut.
 
-        For `bytes` come `bad`, the reason why an image cannot be decoded (else null), and per crop group the pixels as
+        For `bytes` come `bad`, the reason why an image cannot be decoded (else null), and whatever is cut (`draws.room`) as
         binary of one width, zeros for a bad image.
         """
         assert self.cropper is not None
         views = self.cropper.views
-        crops = {name: np.zeros((rows.num_rows, *shape), dtype=np.uint8) for name, shape in views.shapes().items()}
+        crops = {name: np.zeros((rows.num_rows, *one.shape), dtype=one.dtype) for name, one in room(views).items()}
         reasons: list[str | None] = []
         for at, row in enumerate(rows.select(["epoch", "id", "bytes"]).to_pylist()):
             try:
@@ -143,7 +145,7 @@ class Fetch:
             )
         packed = {
             _column(name): pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(array[0].size), len(array), [None, pa.py_buffer(array.reshape(-1))]
+                pa.binary(array[0].nbytes), len(array), [None, pa.py_buffer(array.reshape(-1))]
             )
             for name, array in crops.items()
             if array.size
@@ -162,7 +164,7 @@ def local_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Tab
 
 
 def cut_slot(
-    rows: pa.Table, place: int, cropper: "Cropper", *, out: "Mapping[str, Pixels]", turns: Rows | None = None
+    rows: pa.Table, place: int, cropper: "Cropper", *, out: Mapping[str, NDArray[Any]], turns: Rows | None = None
 ) -> Cut:
     """Cuts the image at `place` of a window, or the next decodable one, into `out`; what was cut, and the bad ones met.
 
@@ -203,8 +205,8 @@ class CutWindow:
         lengths = [len(part) for part in next(iter(self._parts.values()), [])]
         self._ends = np.cumsum(lengths).tolist()
 
-    def copy(self, place: int, out: "Mapping[str, Pixels]", *, turns: Rows | None = None) -> Cut:
-        """Copies the crops at `place`, or those of the next decodable image, into `out`. Raises TooManyBadImages."""
+    def copy(self, place: int, out: Mapping[str, NDArray[Any]], *, turns: Rows | None = None) -> Cut:
+        """Copies what was cut at `place`, or at the next decodable image, into `out`. Raises TooManyBadImages."""
         met: Bad = []
         for at in _from(place, len(self._ids), turns):
             reason = self._bad[at]
@@ -214,7 +216,7 @@ class CutWindow:
             part = bisect_right(self._ends, at)
             row = at - (self._ends[part - 1] if part else 0)
             for name, chunks in self._parts.items():
-                out[name][...] = chunks[part][row].reshape(out[name].shape)
+                out[name][...] = chunks[part][row].view(out[name].dtype).reshape(out[name].shape)
             return Cut(self._ids[at], None if self._labels is None else _label(self._labels[at]), met)
         raise _none_decodable(met)
 

@@ -93,6 +93,7 @@ def _without_content(batch: Batch, repeats: int) -> Batch:
         batch.ids * repeats,
         batch.step,
         None if batch.labels is None else torch.empty(repeats * batch.images, dtype=torch.int64),
+        colours=None if batch.colours is None else {name: empty(own) for name, own in batch.colours.items()},
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raydino import collectives, faults
+from raydino.data.colour import coloured
 from raydino.keyed import key64
 from raydino.methods.method import Method
 from raydino.tracking.run import (
@@ -178,7 +179,7 @@ def _backward(loop: Loop, batch: Batch, watch: Stopwatch) -> tuple[dict[str, Ten
         with without_sync(loop.module, last=number == loop.accumulate):
             with watch:
                 with span(INPUT):
-                    part = part.to(loop.device)
+                    part = coloured(part.to(loop.device))
                     part = replace(part, crops={name: loop.normalise(crop) for name, crop in part.crops.items()})
                 if spoilt("input"):
                     part = replace(part, crops={name: crop * math.nan for name, crop in part.crops.items()})

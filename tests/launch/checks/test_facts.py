@@ -36,6 +36,15 @@ def test_store_bytes__of_a_small_collection_is_not_more_than_its_epoch_needs():
     assert store_bytes(plan, VIEWS, world=1) == 64 * IMAGE * (4 + 3)
 
 
+def test_store_bytes__what_is_drawn_about_colours_is_in_it():
+    """44 bytes of each view beside its pixels."""
+    plan, views = (
+        Plan([64] * 4, seed=0, global_batch=16, lanes=4, window=10_000),
+        VIEWS.override({"fast_crops": "device"}),
+    )
+    assert store_bytes(plan, views, world=1) == 64 * (IMAGE + 5 * 44) * (4 + 3)
+
+
 RECIPE = Recipe(
     global_batch=32,
     backbone=BackboneConfig(name="vit_tiny_patch16_224", patch_size=8, width=64, depth=2, heads=4),
@@ -48,6 +57,14 @@ RECIPE = Recipe(
     ),
 )
 ON_CPU = ClusterConfig(gpu=False, workers=2, precision="fp32", attention="fused")  # the same on every machine
+
+
+def test_worker_memory__counts_what_is_drawn_about_colours():
+    """The step is traced with its colours: 44 bytes of each of 4 views of 16 images are there all the time, as pixels are."""
+    exact, device = (
+        worker_memory(RECIPE.override({"data.fast_crops": way}), ON_CPU, blocks=2) for way in (False, "device")
+    )
+    assert device.activations >= exact.activations + 44 * 4 * 16
 
 
 def test_worker_memory__more_micro_batches_and_workers_that_share_need_less():

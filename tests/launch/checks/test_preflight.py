@@ -122,6 +122,7 @@ def test_check__storage_that_is_a_file_or_not_writable(tmp_path, monkeypatch):
             "does not repeat the interrupted one",
         ),
         ({"recipe": {"data.stream_dedup": True}}, "was written by curation"),
+        ({"recipe": {"data.fast_crops": "device"}}, "data.fast_crops = device: without a GPU"),
     ],
 )
 def test_check__warns(tmp_path, given, word):

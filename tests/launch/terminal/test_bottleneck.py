@@ -18,7 +18,7 @@ JOINED = ClusterConfig(address="auto")
 
 
 def said(
-    *, wait: float = 0.4, read: float = 0.0, cluster: ClusterConfig = JOINED, place: Place = GPUS, **recipe: bool
+    *, wait: float = 0.4, read: float = 0.0, cluster: ClusterConfig = JOINED, place: Place = GPUS, **recipe: bool | str
 ) -> str:
     changed = Recipe().override({f"data.{name}": value for name, value in recipe.items()})
     return remedies({DATA_WAIT: wait, READ_WAIT: read}, changed, cluster, place)
@@ -37,11 +37,14 @@ def test_remedies__only_what_is_not_so_already():
     )
     assert "data-threads" not in text  # a worker with a GPU takes all cores but one by itself
     assert "--cluster.data-threads 15 (now 4)" in said(cluster=JOINED.override({"data_threads": 4}))
-    assert "fast-crops" not in said(fast_crops=True)
+    assert "fast-crops device" in said() and "fast-crops True" in said()
+    assert "fast-crops device" in said(fast_crops=True) and "fast-crops True" not in said(fast_crops=True)
+    assert "fast-crops" not in said(fast_crops="device")
     cut_elsewhere = said(place=Place("cluster", 1, 16, 1, 110_000), cluster=JOINED.override({"data_threads": 4}))
     assert "decode-in" not in cut_elsewhere and "data-threads" not in cut_elsewhere and "more CPUs" in cut_elsewhere
     on_cpus = said(place=Place("worker", 0, 8, 2, 110_000), cluster=JOINED.override({"workers": 2}))
     assert "decode-in" not in on_cpus and "--cluster.data-threads 4 (now 2)" in on_cpus
+    assert "fast-crops True" in on_cpus and "fast-crops device" not in on_cpus
 
 
 def test_remedies__storage_is_told_from_cutting():

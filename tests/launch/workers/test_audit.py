@@ -1,5 +1,6 @@
 """The audit log: nothing where it is off, one true line per step where it is on, and what a restart undid does not count."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,11 @@ def test_line_of__one_changed_pixel_or_mask_changes_the_hash_of_its_image_alone(
     masks[0, 5, 1] = True
     after = audit.line_of(Batch({"global": pixels}, masks, batch.ids, 0), plan, rank=0, world=1)["pixels"]
     assert [number for number in range(8) if before[number] != after[number]] == [2, 5]
+    colours = torch.zeros(2, 8, 11)
+    drawn = audit.line_of(replace(batch, colours={"global": colours.clone()}), plan, rank=0, world=1)["pixels"]
+    colours[1, 3, 4] = 0.5
+    other = audit.line_of(replace(batch, colours={"global": colours}), plan, rank=0, world=1)["pixels"]
+    assert [number for number in range(8) if drawn[number] != other[number]] == [3]
 
 
 @pytest.mark.parametrize("world", [2, 4])

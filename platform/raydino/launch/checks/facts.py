@@ -1,15 +1,16 @@
 """Numbers about a run before it starts: sizes from the model, counts from the plan, and a speed measured on this machine."""
 
-import math
 import time
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from raydino.data.draws import COLOURS, COUNT, colours, draw_view, room
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan
 from raydino.data.stream import BLOCKS_AHEAD
+from raydino.keyed import uniform
 from raydino.launch.checks.machine import Machine
 from raydino.launch.checks.memory import available_memory, fits
 from raydino.launch.checks.preflight import Facts
@@ -59,7 +60,7 @@ def store_bytes(plan: Plan, views: Views, *, world: int) -> int:
 
     A window stays there until its last row is used: one per lane, and per worker those taken out ahead and one in the making.
     """
-    image = sum(math.prod(shape) for shape in views.shapes().values())
+    image = sum(array.nbytes for array in room(views).values())
     rows = min(plan.window + int(plan.row_groups.max()) - 1, plan.steps_per_epoch * plan.per_lane)
     return image * rows * (plan.lanes + world * (BLOCKS_AHEAD + 1))
 
@@ -156,4 +157,19 @@ def random_batch(recipe: Recipe, images: int, *, step: int = 0, views: Views | N
         )
     labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
     ids = tuple(number.to_bytes(4, "big") for number in range(images))
-    return Batch(crops, masks, ids, step=step, labels=labels)
+    left = _random_colours(views, ids, seed=recipe.seed, step=step) if views.fast_crops == "device" else None
+    return Batch(crops, masks, ids, step=step, labels=labels, colours=left)
+
+
+def _random_colours(views: Views, ids: tuple[bytes, ...], *, seed: int, step: int) -> dict[str, torch.Tensor]:
+    """By group float32 [V, B, D], what is drawn about the colours of images without pixels."""
+    return {
+        name: torch.tensor(
+            [
+                [colours(draw_view(1, 1, group, view, uniform(COUNT, seed, step, one, name, view))) for one in ids]
+                for view in range(group.count)
+            ],
+            dtype=torch.float32,
+        ).reshape(group.count, len(ids), COLOURS)
+        for name, group in views.crops.items()
+    }

@@ -240,8 +240,13 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"/dev/shm has {in_bytes(machine.shared_memory)} free for an object store of {in_bytes(store)} "
             "(cluster.object_store_mb); Ray will use the disk instead. In a container, give it more with --shm-size."
         )
-    if cluster.is_local and not cluster.use_gpu(machine.gpus) and machine.gpus:
-        out.append(f"cluster.gpu = false, but this machine has {machine.gpus} GPU(s).")
+    if cluster.is_local and not cluster.use_gpu(machine.gpus):
+        if machine.gpus:
+            out.append(f"cluster.gpu = false, but this machine has {machine.gpus} GPU(s).")
+        if recipe.data.fast_crops == "device":
+            out.append(
+                "data.fast_crops = device: without a GPU colours take the CPU longer than True; use that (a new run)."
+            )
     if facts.dropped * 20 > facts.images:
         out.append(
             f"{facts.dropped:,} of {facts.images:,} images ({facts.dropped / facts.images:.0%}) are left out of each "

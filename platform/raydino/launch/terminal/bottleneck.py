@@ -78,6 +78,8 @@ def _for_cutting(recipe: Recipe, cluster: ClusterConfig, place: Place) -> list[s
             found.append(f"--cluster.data-threads {most} (now {threads})")
     if not recipe.data.fast_crops:
         found.append("--data.fast-crops True in a new run (less than 0.6 of the time, slightly other pixels)")
+    if on_gpu and recipe.data.fast_crops != "device":
+        found.append("--data.fast-crops device in a new run (less than half of the time, the GPU changes colours)")
     found.append(f"more CPUs than {place.cpus:g}")
     return found
 

@@ -95,6 +95,8 @@ def _pixels(batch: Batch, number: int) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(batch.crops):
         digest.update(batch.crops[name][:, number].contiguous().numpy().tobytes())
+        if batch.colours is not None:
+            digest.update(batch.colours[name][:, number].contiguous().numpy().tobytes())
     if batch.masks is not None:
         digest.update(batch.masks[:, number].contiguous().numpy().tobytes())
     return digest.hexdigest()

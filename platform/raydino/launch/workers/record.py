@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raydino import collectives
 from raydino.config import in_steps
+from raydino.data.colour import shown
 from raydino.data.fetch import BadImage
 from raydino.evals.features import extract, shared_features
 from raydino.evals.knn import pixels_knn
@@ -211,7 +212,8 @@ class Judge:
     def picture_of(self, batch: Batch) -> None:
         """The crop sheet: what the method sees of the first images."""
         if self._job.recipe.cadence.pictures and self._record.run is not None:
-            sheet = crop_sheet(batch.crops, batch.masks, self._job.recipe.backbone.patch_size)
+            crops = shown(batch, PICTURE_IMAGES)
+            sheet = crop_sheet(crops, batch.masks, self._job.recipe.backbone.patch_size)
             self._record.run.picture("crops", sheet, 0)
 
     def _draw(self, encoder: Backbone, run: Run, done: int) -> None:
