@@ -3,9 +3,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from raydino.curation.synthetic import write_builtin
 from raydino.data.plan import Plan
-from raydino.launch.checks.facts import _memory_with, _traced, probe_speed, store_bytes, worker_memory
+from raydino.launch.checks.facts import _memory_with, _traced, probe_speed, run_facts, store_bytes, worker_memory
+from raydino.launch.checks.machine import this_machine
+from raydino.launch.checks.preflight import READ_MOST, check
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.inputs import open_inputs
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.recipe import Recipe
@@ -34,6 +38,19 @@ def test_store_bytes__holds_the_largest_windows_of_all_lanes_and_those_under_way
 def test_store_bytes__of_a_small_collection_is_not_more_than_its_epoch_needs():
     plan = Plan([64] * 4, seed=0, global_batch=16, lanes=4, window=10_000)
     assert store_bytes(plan, VIEWS, world=1) == 64 * IMAGE * (4 + 3)
+
+
+def test_run_facts__rows_held_back_and_masked_are_no_images_of_an_epoch(tmp_path):
+    """A tenth of the only labelled split judges the rest; whole row groups are read, and that costs more than the limit alone."""
+    write_builtin(str(tmp_path), train=8, test=400)  # trained on the test split: of the splits no other is judged by
+    recipe = Recipe().override({"data.path": str(tmp_path), "data.split": "test", "lanes": 2})
+    inputs, machine = open_inputs(recipe, str(tmp_path)), this_machine()
+    facts = run_facts(recipe, ON_CPU, inputs, machine=machine)
+    assert (facts.images, facts.held_back, facts.used) == (360, 40, 0.9)
+    assert facts.read_amplification > READ_MOST
+    assert not [
+        warning for warning in check(recipe, ON_CPU, facts=facts, machine=machine) if "rows are read" in warning
+    ]
 
 
 RECIPE = Recipe(

@@ -41,6 +41,8 @@ def run_facts(
         images=inputs.plan.rows_per_epoch,
         classes=len(inputs.labelled.classes) if inputs.labelled else 0,
         share=inputs.plan.rows_per_epoch / inputs.plan.kept,
+        held_back=0 if inputs.labelled is None or inputs.labelled.keep is None else int((~inputs.labelled.keep).sum()),
+        used=inputs.plan.rows_per_epoch / inputs.plan.rows,
         dropped=inputs.plan.dropped_per_epoch,
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),
