@@ -25,9 +25,7 @@ from raydino.views import Batch, Views
 
 TRACED = (3, 6)  # blocks, in place of more than both together: a block takes a fifth of a second
 PROBE_STEPS = 2  # timed, after one that is not
-PROBE_TOKENS = (
-    16_384  # of a step on a CPU: 15 images of ViT-S/16, seconds; its whole batch would take minutes to say the same
-)
+PROBE_TOKENS = 16_384  # of a step on a CPU: 15 images of ViT-S/16, seconds, where its whole batch takes minutes
 
 
 def run_facts(

@@ -24,7 +24,7 @@ RAY_TESTED = "2.60."
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
 PROTOTYPES_MOST = 0.5  # of the images
 MEMORY_MOST = 0.25  # of the run that the teacher remembers
-READ_MOST = 1.1  # rows read for each that an epoch holds or leaves out; folders written by curation stay below it
+READ_MOST = 1.1  # rows read for each row used or left out; folders written by curation stay below it
 DISK_FULL = 0.95  # Ray's local_fs_capacity_threshold
 SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
 
