@@ -257,7 +257,7 @@ _DINO_VITS16_BOOSTED = _DINO_VITS16.override(
         "optim.warmup": 10 / 300,
     }
 )
-# The released ViT-S/16, 800 epochs: k-NN 74.5 (paper, section 3.2). Crops, clipping, last rate and float32 are said to be those
+# The released ViT-S/16, 800 epochs: k-NN 74.5 (paper, table 2). Crops, clipping, last rate and float32 are said to be those
 # of the arguments file beside the weights, which we have not seen; the trained gain is the official advice for ViT-S.
 _DINO_VITS16_800 = _DINO_VITS16_BOOSTED.override(
     {

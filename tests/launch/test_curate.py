@@ -3,6 +3,7 @@
 import io
 import json
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,11 +73,13 @@ def reasons(out: str) -> dict[str, str]:
 
 
 def test_curate__chain_leaves_mask_report_and_answers(curate: Curate, tmp_path: Path, capsys):
-    out = str(tmp_path / "out")
+    out = str(tmp_path / "my images")
     source = write(tmp_path / "in", FIRST | SECOND)
-    assert curate("--source", source, "--out", out, "--max-bad", "0.2", "--tracker", "none") == 0
+    assert curate("--source", source, "--out", f"{out}/", "--max-bad", "0.2", "--tracker", "none") == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("Train on them: ")[2])
+    assert command == ["python", "recipes/dinov2.py", "--data", out]
     assert sorted(reasons(out).values()) == [LEAKED, SAME_PICTURE, SAME_PIXELS]
-    report = (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "my images" / "report.html").read_text()
     assert "not an image" in report and "same picture" in report and "<script" not in report
     assert curate("verify", "--out", out) == 0
     leaked = next(one for one, reason in reasons(out).items() if reason == LEAKED)

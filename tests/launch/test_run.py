@@ -196,6 +196,7 @@ def test_run__sharded_over_two_workers_is_judged_drawn_and_taken_up_by_one(recip
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 128 + signal.SIGTERM, output
+    assert "of 12; the same command with --resume auto goes on" in output
     assert {path.name.partition("-step")[0] for path in (run_dir / "pictures").iterdir()} >= {"crops", "patch_pca"}
     saved = max(run_dir.glob("checkpoints/step-*/meta.json"))
     assert json.loads(saved.read_text())["world"] == 2

@@ -29,16 +29,24 @@ class Estimate:
     """Core-seconds to compare all with all; 0 above the number from which cells are searched instead."""
 
     def __str__(self) -> str:
-        compare = f"{self.compare / 3600:.2f} core-hours" if self.compare else "by cells, see docs/curation.md"
+        compare = _time(self.compare) if self.compare else "by cells, see docs/curation.md"
         rows = [
             ("images", f"{self.images:,}"),
-            ("to read, and to write", f"{self.bytes / 1e9:.2f} GB"),
-            ("features", f"{self.images * FEATURE_BYTES / 1e9:.2f} GB"),
-            ("ingest", f"{self.ingest / 3600:.2f} core-hours"),
+            ("to read, and to write", _size(self.bytes)),
+            ("features", _size(self.images * FEATURE_BYTES)),
+            ("ingest", _time(self.ingest)),
             ("compare", compare),
-            ("memory to compare", f"{self.images * KEPT_BYTES / 1e9:.2f} GB"),
+            ("memory to compare", _size(self.images * KEPT_BYTES)),
         ]
         return "\n".join(f"{name:<28}{value:>24}" for name, value in rows)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} core-hours" if seconds >= 3600 else f"{max(1, round(seconds)):,} core-seconds"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
 
 
 def estimate(sources: Sequence[str]) -> Estimate:

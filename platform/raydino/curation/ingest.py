@@ -153,7 +153,9 @@ def _emptied(folder: Folder) -> Folder:
             folder.delete(path)
         paths = [entry.path for entry in folder.files()]
     if paths:
-        raise ConfigError(f"out = {folder}: not empty ({len(paths):,} files, {paths[0]}, …); give a new folder.")
+        raise ConfigError(
+            f"out = {folder}: not empty ({len(paths):,} files, {paths[0]}, …); give a new folder, or --add."
+        )
     return folder
 
 

@@ -20,7 +20,7 @@ class EvaluationConfig(Config):
 
 
 class KNNConfig(EvaluationConfig):
-    """Weighted k-NN on the teacher's cls feature (DINO, section 4.1; Wu et al. 2018)."""
+    """Weighted k-NN on the teacher's cls feature (DINO, appendix F.1; Wu et al. 2018)."""
 
     k: Positive = 20
     """Neighbours that vote."""
@@ -39,7 +39,7 @@ class KNNConfig(EvaluationConfig):
 
 
 class KNNGridConfig(KNNConfig):
-    """Weighted k-NN for several k, and with few images a class (DINO, section 4.1; dinov2/eval/knn.py)."""
+    """Weighted k-NN for several k, and with few images a class (DINO, appendix F.1; dinov2/eval/knn.py)."""
 
     ks: tuple[Positive, ...] = (10, 20, 100, 200)
     """Neighbours that vote, besides `k`."""
@@ -93,7 +93,7 @@ class LinearConfig(EvaluationConfig):
 
 
 class LogisticConfig(EvaluationConfig):
-    """L2 logistic regression with the strength chosen on held-back training images (DINOv2, appendix B.3)."""
+    """L2 logistic regression with the strength chosen on held-back training images (DINOv2, section 7.2)."""
 
     strengths: Positive = 45
     """Values of C, at equal distances of its logarithm."""
@@ -207,7 +207,7 @@ class DepthConfig(EvaluationConfig):
 
 
 class CopiesConfig(EvaluationConfig):
-    """Copy detection by cls and GeM-pooled patches (DINO, section 4.2.2)."""
+    """Copy detection by cls and GeM-pooled patches (DINO, section 4.2.1)."""
 
     column: str = "group"
     """Column whose value copies of one image share."""
@@ -253,7 +253,7 @@ class VideoConfig(EvaluationConfig):
 
 
 class DiscoveryConfig(EvaluationConfig):
-    """Foregrounds by attention and by the first principal component (DINO, section 4.2.2; DINOv2, section 7.6)."""
+    """Foregrounds by attention and by the first principal component (DINO, section 4.2.2; DINOv2, section 7.5)."""
 
     column: str = "mask"
     """Column of the masks; what is above 0 is the object."""

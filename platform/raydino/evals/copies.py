@@ -1,6 +1,6 @@
 """Copy detection: are changed copies of a photo nearer to it than any other image is?
 
-DINO, section 4.2.2: the cls token beside the GeM-pooled patches (p = 4), L2-normalised, cosine. Copydays has one original per
+DINO, section 4.2.1: the cls token beside the GeM-pooled patches (p = 4), L2-normalised, cosine. Copydays has one original per
 query; here images that share a `group` are copies of each other, and all pairs of the split are ranked together: micro-average
 precision, as the image similarity challenge counts (Douze et al. 2021). The published whitening is learned from 20,000 images
 of YFCC; here from the training split where there is one, else there is none.

@@ -1,6 +1,6 @@
 """Depth from frozen patch tokens: a linear classifier of distances, as in DINOv2's lin. 1 and lin. 4.
 
-DINOv2, section 7.4 and appendix B.4 (after Bhat et al. 2021): each patch token beside the cls token of its block, of the last
+DINOv2, section 7.4 (after Bhat et al. 2021): each patch token beside the cls token of its block, of the last
 block or of four, one linear layer to 256 equal bins of depth, scores made positive and brought to sum 1 ("linear norm"), the
 depth their mean, enlarged bilinearly by 4. The loss is the scale-invariant one of logarithms (Eigen et al. 2014). What differs:
 whole images encoded once and without augmentation, a batch norm before the layer, no gradient loss; figures are the mean over

@@ -1,7 +1,7 @@
 """Does the encoder find the object by itself? Its attention, and the first principal component of its patches, as a foreground.
 
 DINO, section 4.2.2: of the last block's attention from cls to the patches, those that hold 60 % of the mass, head by head,
-against the mask (Jaccard); the best head is told, as in the paper, and the mean over heads. DINOv2, section 7.6: patches of all
+against the mask (Jaccard); the best head is told, as in the paper, and the mean over heads. DINOv2, section 7.5: patches of all
 images on their first principal component; the foreground is the side of zero with less of the images' border. CorLoc is the
 share of images where the box of the largest part of that foreground meets the mask's box with an IoU of at least 0.5.
 Letters: h w patches, H W pixels, P patches of an image.

@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour classification on frozen features: the signal to steer a run by, as it has nothing to
 tune.
 
-The protocol is DINO's (section 4.1 and its released evaluation, after Wu et al. 2018): L2-normalised cls features of
+The protocol is DINO's (appendix F.1 and its released evaluation, after Wu et al. 2018): L2-normalised cls features of
 the teacher, cosine, the k nearest vote with weight exp(cosine / T). What differs is only what the papers leave open: of
 equally near images those first in the bank vote, of classes with equal votes the lower label wins, and a class without
 a vote is no guess.

@@ -1,6 +1,6 @@
 """Logistic regression on frozen cls features: what DINOv2 compares transfer by, with one number to choose.
 
-The protocol is that of DINOv2 (appendix B.3; dinov2/eval/log_regression.py): L2-regularised multinomial regression by L-BFGS in
+The protocol is that of DINOv2 (section 7.2; dinov2/eval/log_regression.py): L2-regularised multinomial regression by L-BFGS in
 double precision, 45 strengths C = 10^linspace(-6, 5), C chosen on a tenth of the training images, then fitted again on all
 of them. scikit-learn's solver takes the place of cuML's: the objective is the same, C times the summed loss plus half the
 squared weights.

@@ -1,6 +1,6 @@
 """Features of random resized crops and flips, a batch at a time: what the published linear heads learn from.
 
-DINO and DINOv2 train their heads on crops of 8 to 100 % of the area with flips (DINO, section 4.1; dinov2/eval/linear.py), so
+DINO and DINOv2 train their heads on crops of 8 to 100 % of the area with flips (DINO, appendix F.2; dinov2/eval/linear.py), so
 each step passes the backbone, where centre crops pass it once. Encoded images are kept in memory, because batches are drawn over
 the whole set; rank r of W keeps and encodes the images i ≡ r (mod W).
 Letters: B images of a batch.

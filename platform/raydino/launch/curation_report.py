@@ -31,14 +31,15 @@ def write_curated_builtin(out: str, *, seed: int = 0) -> None:
 
 def write_report(found: Screening, *, out: str, tracker: str) -> None:
     """Write report.html into the curated folder and, unless the tracker is `none`, record it as a run in MLflow."""
-    name = str(out).rstrip("/").rpartition("/")[2]
+    out = out.rstrip("/")
+    name = out.rpartition("/")[2]
     _page(found, name=name, words=sys.argv[1:])
     print(f"\nreport      {out}/report.html\nkeep-mask   {out}/{mask_path(TRAIN, found.name)}")
     print(f"digest      {found.manifest.digest}")
     if tracker != "none":
         _recorded(found, out=out, name=name, tracker=tracker)
     chosen = f" --data.keep {found.name}" if found.name else ""
-    print(f"\nTrain on them: python recipes/dinov2.py --data {out}{chosen}")
+    print(f"\nTrain on them: python recipes/dinov2.py --data {shlex.quote(out)}{chosen}")
 
 
 def _page(found: Screening, *, name: str, words: Sequence[str]) -> None:

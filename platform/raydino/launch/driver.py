@@ -101,7 +101,8 @@ def run(command: Command) -> int:
     facts = run_facts(recipe, cluster, inputs, machine=machine, dry_run=command.dry_run)
     warnings = check(recipe, cluster, facts=facts, machine=machine)
     warnings += [f"changed on resume  {change}; {change.effect}" for change in meant.changes]
-    say(plan_text(recipe, cluster, facts, warnings=warnings, run_dir=meant.run_dir))
+    done = steps_done(meant.run_dir) if command.resume == "auto" else 0
+    say(plan_text(recipe, cluster, facts, warnings=warnings, run_dir=meant.run_dir, done=done))
     if command.dry_run:
         return 0
     store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
@@ -175,7 +176,10 @@ def _carry_out(job: "Job", lock: Lock, *, store: int, image_bytes: int) -> int:
     first = "make ui, then " if job.tracking_uri.startswith("sqlite:") else ""
     report = _leave_page(job, "")
     say(f"{_headline(summary)}\n{job.run_dir}\n{report}" + (f"\n{first}{page}" if page else ""))
-    return stop.status if summary["status"] != "finished" else 0
+    if summary["status"] == "finished":
+        return 0
+    say(f"stopped at step {summary['steps']:,} of {job.recipe.steps:,}; the same command with --resume auto goes on.")
+    return stop.status
 
 
 def _leave_page(job: "Job", over: str) -> str:

@@ -21,7 +21,7 @@ def prototypes(images: int) -> int:
     """A power of two near one prototype for 16 images, between 256 and 131,072.
 
     65,536 for ImageNet-1k's 1.28 M (DINO, DINOv2 short) and 131,072 from 1.5 M on (DINOv2 on ImageNet-22k). The factor matters
-    little, 1,024 instead of 65,536 costs DINO 1.9 points of k-NN (appendix D), but each prototype should be met in every epoch.
+    little, 1,024 instead of 65,536 costs DINO 1.9 points of k-NN (appendix C), but each prototype should be met in every epoch.
     """
     return 2 ** min(17, max(8, round(math.log2(max(1, images) / IMAGES_PER_PROTOTYPE))))
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from raydino.nn.backbone import Backbone, BackboneOutput, ConvNet, Transformer
 
 FOUR_OF = {24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
-"""Blocks of which DINOv2 predicts depth (appendix B.4: 5, 12, 18, 24 of ViT-L; 10, 20, 30, 40 of g), counted from 0."""
+"""Blocks of which DINOv2 predicts depth (section 7.4: 5, 12, 18, 24 of ViT-L; 10, 20, 30, 40 of g), counted from 0."""
 
 
 class Pixels(Backbone):

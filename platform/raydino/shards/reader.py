@@ -226,7 +226,8 @@ def open_collection(path: str, *, split: str | None = None, mask: str = "") -> C
         shards = [entry.path for entry in names if entry.path.endswith(".parquet") and not is_hidden(entry.path)]
         if not shards:
             raise ShardError(
-                f"{folder}: no manifest.json and no Parquet file; give a curated folder or curate the images first."
+                f"{folder}: no such folder, or neither manifest.json nor Parquet files in it; give a curated folder, or curate "
+                "the images first (recipes/curate.py --source PATH --out NEW) and give NEW."
             )
         manifest = _describe(folder, shards)
     if mask:

@@ -12,7 +12,7 @@ class OptimConfig(Config):
     """The optimiser with the published schedules."""
 
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """AdamW for transformers; SGD or LARS for convolutional networks (DINO, appendix)."""
+    """AdamW for transformers; SGD or LARS for convolutional networks (DINO's official code)."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate before scaling with the batch (see `method.learning_rate_batch`)."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-6

@@ -19,7 +19,7 @@ def build_optimizer(student: Network, config: OptimConfig) -> torch.optim.Optimi
 
     Biases, norms and LayerScale (one dimension) have no weight decay; cls, registers, position embeddings, mask token and the
     prototypes' gain have it (DINO's and DINOv2's rule alike). Backbone layers below the last get `layer_decay` per step down, the
-    patch embedding `patch_embed_lr` on top of it (DINOv2, appendix B.1). Raises ConfigError for such factors without such layers.
+    patch embedding `patch_embed_lr` on top of it (DINOv2's code). Raises ConfigError for such factors without such layers.
     """
     for name, value in (("layer_decay", config.layer_decay), ("patch_embed_lr", config.patch_embed_lr)):
         if value != 1 and student.backbone.depth == 0:

@@ -3,9 +3,14 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from raydino.curation.synthetic import write_builtin
 from raydino.data.plan import Plan
-from raydino.launch.checks.facts import _memory_with, _traced, probe_speed, store_bytes, worker_memory
+from raydino.launch.checks import facts as checked
+from raydino.launch.checks.facts import _memory_with, _traced, probe_speed, run_facts, store_bytes, worker_memory
+from raydino.launch.checks.machine import this_machine
+from raydino.launch.checks.preflight import READ_MOST, check
 from raydino.launch.cluster import ClusterConfig
+from raydino.launch.inputs import open_inputs
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.recipe import Recipe
@@ -43,6 +48,17 @@ def test_store_bytes__what_is_drawn_about_colours_is_in_it():
         VIEWS.override({"fast_crops": "device"}),
     )
     assert store_bytes(plan, views, world=1) == 64 * (IMAGE + 5 * 44) * (4 + 3)
+
+
+def test_run_facts__rows_held_back_and_masked_are_no_images_of_an_epoch(tmp_path):
+    """A tenth of the only labelled split judges the rest; whole row groups are read, and that costs more than the limit alone."""
+    write_builtin(str(tmp_path), train=8, test=400)  # trained on the test split: of the splits no other is judged by
+    recipe = Recipe().override({"data.path": str(tmp_path), "data.split": "test", "lanes": 1, "global_batch": 8})
+    inputs, machine, alone = open_inputs(recipe, str(tmp_path)), this_machine(), ON_CPU.override({"workers": 1})
+    facts = run_facts(recipe, alone, inputs, machine=machine)
+    assert (facts.images, facts.held_back, facts.used) == (360, 40, 0.9)
+    assert facts.read_amplification > READ_MOST
+    assert not [warning for warning in check(recipe, alone, facts=facts, machine=machine) if "rows are read" in warning]
 
 
 RECIPE = Recipe(
@@ -100,3 +116,12 @@ def test_worker_memory__of_many_blocks_is_what_tracing_all_of_them_gives(given):
 def test_probe_speed__computes_a_micro_batch_as_the_workers_will_and_not_cut_up():
     """Eight workers with two images each, KoLeo's least; one process would cut its share into eight."""
     assert probe_speed(RECIPE.override({"global_batch": 16}), ClusterConfig(gpu=False, workers=8)) > 0
+
+
+@pytest.mark.parametrize(("batch", "images"), [(4096, 210), (16, 16)])
+def test_probe_speed__on_a_cpu_takes_no_more_images_than_take_seconds(monkeypatch, batch, images):
+    """Student 2 x 17 and 2 x 5 tokens, teacher 2 x 17: 78 an image, and 210 images have 16,380."""
+    sizes = []
+    monkeypatch.setattr(checked, "train_step", lambda _loop, batch: sizes.append(len(batch.ids)))
+    assert probe_speed(RECIPE.override({"global_batch": batch}), ClusterConfig(gpu=False)) > 0
+    assert set(sizes) == {images}

@@ -131,9 +131,9 @@ def test_check__warns(tmp_path, given, word):
     assert word in warnings[0]
 
 
-def test_check__reading_that_weights_account_for_is_no_fault_of_the_lanes(tmp_path):
-    assert not checked(tmp_path, facts={"read_amplification": 4.2, "share": 0.25})
-    assert "lanes = 8" in checked(tmp_path, facts={"read_amplification": 5.0, "share": 0.25})[0]
+def test_check__reading_that_rows_left_out_account_for_is_no_fault_of_the_lanes(tmp_path):
+    assert not checked(tmp_path, facts={"read_amplification": 4.2, "used": 0.25})
+    assert "lanes = 8" in checked(tmp_path, facts={"read_amplification": 5.0, "used": 0.25})[0]
 
 
 def test_check__does_not_advise_what_is_there_already(tmp_path):

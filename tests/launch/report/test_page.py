@@ -63,6 +63,17 @@ def test_page__curves_go_through_the_values_of_the_record(write_run: Write, seen
     assert up[0] - up[1] == pytest.approx(up[1] - up[2])  # 0.25 to 0.5 is as far as 0.5 to 0.75
 
 
+def test_page__what_differs_by_rounding_alone_has_not_changed(write_run: Write):
+    from .conftest import lines
+
+    rows = [row | {"teacher/temperature": 0.04 - 1e-9 * (row["step"] == 6), "teacher/kl": 1.0} for row in lines()]
+    rows[-1]["teacher/kl"] = 1.0001
+    text = report(write_run(rows=rows))
+    drawn, folded = text.split("what never changed")
+    assert "teacher/temperature" in folded and "teacher/temperature" not in drawn
+    assert "teacher/kl" in drawn
+
+
 def test_page__loads_nothing_and_runs_nothing(write_run: Write, seen: See):
     for text in (report(write_run()), report(write_run("a"), write_run("b"))):
         found = seen(text)

@@ -36,6 +36,14 @@ def test_plan_text__leaves_out_what_is_unknown():
     assert "no labels" in text
 
 
+def test_plan_text__says_which_images_and_steps_are_not_for_training():
+    text = plan_text(Recipe(), ClusterConfig(), replace(FACTS, held_back=1111), warnings=[], done=153)
+    assert "10 classes; 1,111 more are held back for evaluation\n" in text
+    assert "resumes  after step 153 of 1,000" in text
+    plain = plan_text(Recipe(), ClusterConfig(), FACTS, warnings=[])
+    assert "held back" not in plain and "resumes" not in plain
+
+
 def test_plan_text__says_how_long_crops_are_small():
     recipe = Recipe().override({"method.curriculum": {"length": 0.6}})
     assert "crops of 112 and 48 pixels for the first 600 steps" in plan_text(

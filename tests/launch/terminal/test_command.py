@@ -131,7 +131,7 @@ def test_parse__resume_and_dry_run():
         ("--steps many", ["--steps", "many"]),
         ("--global-batch 63", ["error: global_batch = 63", "lanes = 8", "64"]),
         ("--optim.lr nan", ["optim.lr"]),
-        ("--preset huge", ["huge", "laptop"]),
+        ("--preset huge", ["error: preset = 'huge'", "give one of laptop, big"]),
         ("--resume maybe", ["maybe", "auto"]),
         ("--name a/b", ["name", "a/b"]),
         ("--config /no/such.yaml", ["/no/such.yaml", "cannot be read"]),

@@ -16,6 +16,7 @@ from raydino.launch.checks.memory import available_memory, fits
 from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
+from raydino.launch.terminal.announce import tokens_per_image
 from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.memory import Memory, estimate
@@ -25,6 +26,7 @@ from raydino.views import Batch, Views
 
 TRACED = (3, 6)  # blocks, in place of more than both together: a block takes a fifth of a second
 PROBE_STEPS = 2  # timed, after one that is not
+PROBE_TOKENS = 16_384  # of a step on a CPU: 15 images of ViT-S/16, seconds, where its whole batch takes minutes
 
 
 def run_facts(
@@ -42,6 +44,8 @@ def run_facts(
         images=inputs.plan.rows_per_epoch,
         classes=len(inputs.labelled.classes) if inputs.labelled else 0,
         share=inputs.plan.rows_per_epoch / inputs.plan.kept,
+        held_back=0 if inputs.labelled is None or inputs.labelled.keep is None else int((~inputs.labelled.keep).sum()),
+        used=inputs.plan.rows_per_epoch / inputs.plan.rows,
         dropped=inputs.plan.dropped_per_epoch,
         read_amplification=inputs.plan.read_amplification(0),
         parameters=sum(p.numel() for p in method.student.parameters()),
@@ -116,14 +120,16 @@ def _memory_with(recipe: Recipe, cluster: ClusterConfig, *, blocks: int) -> dict
 
 
 def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
-    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels, over the run
-    where a curriculum changes their size.
+    """Images per second of the training step on this machine, data apart: one worker's micro-batch of random pixels (on a CPU no
+    more of it than takes seconds), over the run where a curriculum changes their size.
 
     Several workers on one CPU share its cores, so only GPUs multiply.
     """
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
     loop = replace(build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu")), accumulate=1)
     images = _micro_batch(recipe, cluster)
+    if not on_gpu:
+        images = min(images, max(recipe.method.minimum_images, PROBE_TOKENS // sum(tokens_per_image(recipe))))
     seconds = sum(len(steps) * _step_seconds(loop, recipe, views, images) for steps, views in recipe.phases())
     one = images * recipe.steps / seconds
     return one * (cluster.workers if loop.device.type == "cuda" else 1)

@@ -24,7 +24,7 @@ RAY_TESTED = "2.60."
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
 PROTOTYPES_MOST = 0.5  # of the images
 MEMORY_MOST = 0.25  # of the run that the teacher remembers
-READ_MOST = 1.1  # rows read for each row used; folders written by curation stay below it
+READ_MOST = 1.1  # rows read for each row used or left out; folders written by curation stay below it
 DISK_FULL = 0.95  # Ray's local_fs_capacity_threshold
 SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
 
@@ -45,6 +45,10 @@ class Facts:
     """Parameters of one network, backbone and heads (the teacher has as many); 0 if unknown."""
     share: float = 1.0
     """Of the images that take part, those that an epoch has; below 1 with weights."""
+    held_back: int = 0
+    """Images of the split that evaluations judge by and no epoch has."""
+    used: float = 1.0
+    """Of the rows of the split, those that an epoch has: neither masked, nor held back, nor left out by weights."""
     blocks: int = 1
     """Transformer blocks of the network; 0 for a convolutional one."""
     batch_norm: bool = False
@@ -252,9 +256,8 @@ def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Mac
             f"{facts.dropped:,} of {facts.images:,} images ({facts.dropped / facts.images:.0%}) are left out of each "
             "epoch, another part every time; a smaller global_batch leaves out fewer."
         )
-    if (
-        facts.read_amplification * facts.share > READ_MOST
-    ):  # whole row groups are read, so weights cost a factor of their own
+    # Whole row groups are read, so rows that an epoch leaves out cost a factor of their own, and no setting saves it.
+    if facts.read_amplification * facts.used > READ_MOST:
         remedy = (
             f"a smaller number of lanes reads less (lanes = {recipe.lanes}; a new run)"
             if facts.curated

@@ -20,20 +20,27 @@ def tokens_per_image(recipe: Recipe) -> tuple[int, int]:
 
 
 def plan_text(
-    recipe: Recipe, cluster: ClusterConfig, facts: Facts, *, warnings: list[str], run_dir: Path | None = None
+    recipe: Recipe,
+    cluster: ClusterConfig,
+    facts: Facts,
+    *,
+    warnings: list[str],
+    run_dir: Path | None = None,
+    done: int = 0,
 ) -> str:
     """What a run will do, for `--dry-run` and the start of a run: one line per matter, warnings last. `run_dir` None: the folder
-    that the recipe's own fingerprint names."""
+    that the recipe's own fingerprint names. `done`: steps of the checkpoint that it goes on from."""
     steps, batch = recipe.steps, recipe.global_batch
     per_epoch = max(1, (facts.images - facts.dropped) // batch)
     warmup, (student, teacher) = in_steps(recipe.optim.warmup, steps), tokens_per_image(recipe)
     where = Path(cluster.storage) / (run_dir.name if run_dir else recipe.id)
     classes = f"{facts.classes} classes" if facts.classes else "no labels"
     share = f"; {facts.share:.1%} of those kept, by their weights" if facts.share < 1 else ""
+    held_back = f"; {facts.held_back:,} more are held back for evaluation" if facts.held_back else ""
     micro = cluster.micro_batch(batch)
     rows = [
         ("run", f"{where.name} in {where}"),
-        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}{share}"),
+        ("images", f"{facts.images:,} from {recipe.data.path}, {classes}{share}{held_back}"),
         ("length", f"{steps:,} steps of {batch:,} = {steps * batch:,} images = {steps / per_epoch:.3g} epochs"),
         (
             "epoch",
@@ -57,6 +64,8 @@ def plan_text(
         ("place", f"Ray {cluster.address}, decode_in {cluster.decode_in}, precision {cluster.precision}"),
         ("tracker", f"{public_uri(cluster.tracker())}, experiment {cluster.experiment}"),
     ]
+    if done:
+        rows.append(("resumes", f"after step {done:,} of {steps:,}"))
     if recipe.init.weights:
         what = "the last state" if recipe.init.parts == "all" else "the backbone"
         rows.append(("begins", f"with {what} of {recipe.init.weights} (sha256 {recipe.init.digest[:12]}…)"))

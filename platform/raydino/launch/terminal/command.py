@@ -93,7 +93,10 @@ def parse(
         sources = _ask(
             _sources(presets), [w for w in words if w not in ("-h", "--help")], program=program, partial=True
         )
-        recipe = presets[sources["preset"]] if sources["preset"] else recipe
+        if (preset := sources["preset"]) is not None:
+            if preset not in presets:
+                raise ConfigError(f"preset = {preset!r}: there is no such preset; give one of {', '.join(presets)}")
+            recipe = presets[preset]
         cluster = ClusterConfig()
         if sources["config"]:
             recipe = _from_file(recipe, sources["config"])
@@ -170,9 +173,8 @@ def version() -> str:
 
 def _sources(presets: Mapping[str, Recipe]) -> list[Leaf]:
     """The flags that are no field: where the fields come from, and what to do."""
-    names: Any = Literal[tuple(presets)] if presets else str
     return [
-        *([Leaf("preset", names | None, None, "Recipe to start from.")] if presets else []),
+        *([Leaf("preset", str | None, None, f"Recipe to start from: {', '.join(presets)}.")] if presets else []),
         Leaf("config", str | None, None, "YAML with fields of the recipe, on top of the preset."),
         Leaf("cluster", str | None, None, "YAML with fields of the cluster (see clusters/)."),
         Leaf(
