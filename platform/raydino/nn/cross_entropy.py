@@ -6,6 +6,7 @@ backward pass is the gradient alone.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 1 << 17  # scores taken at once on a CPU: half a megabyte in float32, within a core's cache
 AT_ONCE = 1 << 26  # elsewhere: enough to fill a GPU, few enough for the temporaries to stay small
+PIECES: int | None = None
+"""How many pieces of a view are computed; None is all. Whoever counts memory without computing anything needs no third one."""
 
 
 def cross_entropy(
@@ -44,7 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
         losses = scores.new_empty(scores.shape[:2], dtype=precision)
         step = max(1, (CACHED if scores.device.type == "cpu" else AT_ONCE) // scores.shape[2])
         for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
-            for begin in range(0, scores.shape[1], step):
+            for begin in islice(range(0, scores.shape[1], step), PIECES):
                 rows = slice(begin, begin + step)
                 wished = target[rows].to(precision)
                 logs = torch.log_softmax(scores[view, rows].to(precision) * (1 / temperature), dim=1)

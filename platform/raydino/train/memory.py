@@ -180,11 +180,13 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def _as_on(device: Literal["cpu", "cuda"]) -> Iterator[None]:
-    """The cross-entropy takes as many scores at once as on `device`."""
+    """The cross-entropy takes as many scores at once as on `device`, and two pieces of them: the others are like those, and
+    thousands of them would be most of the time that an estimate takes."""
     before = cross_entropy.CACHED
     if device != "cpu":
         cross_entropy.CACHED = cross_entropy.AT_ONCE
+    cross_entropy.PIECES = 2
     try:
         yield
     finally:
-        cross_entropy.CACHED = before
+        cross_entropy.CACHED, cross_entropy.PIECES = before, None

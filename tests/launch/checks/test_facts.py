@@ -120,8 +120,11 @@ def test_probe_speed__computes_a_micro_batch_as_the_workers_will_and_not_cut_up(
 
 @pytest.mark.parametrize(("batch", "images"), [(4096, 210), (16, 16)])
 def test_probe_speed__on_a_cpu_takes_no_more_images_than_take_seconds(monkeypatch, batch, images):
-    """Student 2 x 17 and 2 x 5 tokens, teacher 2 x 17: 78 an image, and 210 images have 16,380."""
-    sizes = []
+    """Student 2 x 17 and 2 x 5 tokens, teacher 2 x 17: 78 an image; a multiplication and an addition a weight, once forward and
+    twice backward."""
+    sizes, recipe = [], RECIPE.override({"global_batch": batch})
+    weights = sum(p.numel() for p in recipe.method.build(recipe.backbone, steps=8).encoder().parameters())
+    monkeypatch.setattr(checked, "PROBE_WORK", 210.5 * 78 * 2 * 3 * weights)
     monkeypatch.setattr(checked, "train_step", lambda _loop, batch: sizes.append(len(batch.ids)))
-    assert probe_speed(RECIPE.override({"global_batch": batch}), ClusterConfig(gpu=False)) > 0
+    assert probe_speed(recipe, ClusterConfig(gpu=False)) > 0
     assert set(sizes) == {images}

@@ -26,7 +26,9 @@ from raydino.views import Batch, Views
 
 TRACED = (3, 6)  # blocks, in place of more than both together: a block takes a fifth of a second
 PROBE_STEPS = 2  # timed, after one that is not
-PROBE_TOKENS = 16_384  # of a step on a CPU: 15 images of ViT-S/16, seconds, where its whole batch takes minutes
+PROBE_WORK = (
+    3e12  # floating-point operations of a step on a CPU: some ten seconds, where a whole batch may take minutes
+)
 
 
 def run_facts(
@@ -129,7 +131,11 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
     loop = replace(build_loop(recipe, cluster, torch.device("cuda:0" if on_gpu else "cpu")), accumulate=1)
     images = _micro_batch(recipe, cluster)
     if not on_gpu:
-        images = min(images, max(recipe.method.minimum_images, PROBE_TOKENS // sum(tokens_per_image(recipe))))
+        weights = sum(parameter.numel() for parameter in loop.method.encoder().parameters())
+        work = (
+            6 * weights * sum(tokens_per_image(recipe))
+        )  # two a weight forward, four backward; the teacher has no backward
+        images = min(images, max(recipe.method.minimum_images, int(PROBE_WORK / work)))
     seconds = sum(len(steps) * _step_seconds(loop, recipe, views, images) for steps, views in recipe.phases())
     one = images * recipe.steps / seconds
     return one * (cluster.workers if loop.device.type == "cuda" else 1)
