@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raydino.launch.sweep.ranking import device_hours, rank
+from raydino.launch.sweep.ranking import device_hours, no_gain, rank
 from raydino.launch.trials.trial import Evaluation, Status, Trial, TrialResult
 from raydino.recipe import Recipe
 
@@ -38,6 +38,8 @@ def test_rank__means_and_spreads_over_seeds_are_those_of_the_last_evaluations():
     assert rows[1].values == (0.50, 0.56, 0.53)
     assert rows[1].params == {"optim.lr": 1.0}
     assert rows[1].seconds == 180
+    assert rows[1].untrained == pytest.approx(0.1)
+    assert no_gain(rows) == ""
 
 
 def test_rank__the_stopped_come_after_the_finished_by_how_far_they_came_and_the_failed_last():
@@ -66,3 +68,12 @@ def test_rank__a_failed_seed_is_counted_and_not_averaged():
 
 def test_device_hours__are_what_workers_held():
     assert device_hours([result("a", 0.1, seconds=1800), result("b", 0.1, seconds=5400)], workers=2, each=0.25) == 1.0
+
+
+def test_no_gain__is_said_of_the_best_whose_value_is_not_above_that_of_its_start():
+    rows = rank(
+        [result("a", 0.4, 0.3), result("b", 0.4, 0.39), result("c", 0.4, 0.5, status="stopped")], {}, "knn/top1"
+    )
+    assert "no configuration is better than the untrained network (0.4000)" in no_gain(rows)
+    assert no_gain(rank([result("a", 0.4, 0.41)], {}, "knn/top1")) == ""
+    assert no_gain([]) == ""

@@ -11,7 +11,7 @@ from raydino.curation.markup import lines, number, table, text
 from raydino.launch.report.curves import STYLE
 from raydino.launch.sweep.importance import RELIABLE_TRIALS, Importance
 from raydino.launch.sweep.population import Exploit
-from raydino.launch.sweep.ranking import Row
+from raydino.launch.sweep.ranking import Row, no_gain
 from raydino.launch.sweep.space import label
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _head(told: Told) -> str:
         if best
         else "No trial was run."
     )
+    words += f" But {nothing}." if (nothing := no_gain(told.rows)) else ""
     return (
         f'<header><h1>{text(told.title)}</h1><p class="aside">{text(told.created)} · {told.device_hours:.3g} '
         f"{text(told.device)}-hours · {told.minutes:.1f} minutes</p>{tiles(figures)}<p>{text(words)}</p></header>"
@@ -105,13 +106,15 @@ def _ranking(told: Told) -> str:
             *(text(_value(row.params.get(key, told.own.get(key)))) for key in keys),
             text(how_it_ended(row)),
             text(shown(row.value, row.spread)),
+            text(shown(row.untrained, None)),
             f"{len(row.values)}",
             f"{row.images:,}",
             f"{row.seconds / 60:.1f}",
         )
         for row in told.rows
     ]
-    head = ["trial", *(text(label(key)) for key in keys), "ended", text(told.objective), "seeds", "images", "minutes"]
+    scores = [text(told.objective), "untrained", "seeds", "images", "minutes"]
+    head = ["trial", *(text(label(key)) for key in keys), "ended", *scores]
     note = (
         '<p class="aside">Means over seeds, ± their standard deviation. Configurations that were stopped are ranked by how far '
         "they came: their values are of fewer images. Each trial has a page of its own, trials/NAME/report.html.</p>"

@@ -32,6 +32,8 @@ class Row:
     """Why it did not come to its end."""
     failed: int
     """Trials that failed."""
+    untrained: float | None
+    """Mean over the same seeds before the first step; None where that was not evaluated."""
 
 
 def rank(results: Sequence[TrialResult], params: Mapping[str, Mapping[str, Any]], objective: str) -> list[Row]:
@@ -46,6 +48,14 @@ def rank(results: Sequence[TrialResult], params: Mapping[str, Mapping[str, Any]]
     return sorted(rows, key=_order)
 
 
+def no_gain(rows: Sequence[Row]) -> str:
+    """What to say where the best configuration is no better than its network was before the first step; else nothing."""
+    best = rows[0] if rows else None
+    if best is None or best.value is None or best.untrained is None or best.value > best.untrained:
+        return ""
+    return f"no configuration is better than the untrained network ({best.untrained:.4f}): give --steps more"
+
+
 def device_hours(results: Sequence[TrialResult], *, workers: int, each: float) -> float:
     """Hours of devices that trials held: `each` of them for every one of their `workers`."""
     return sum(result.seconds for result in results) * workers * each / 3600
@@ -57,6 +67,8 @@ def _row(group: str, members: Sequence[TrialResult], params: Mapping[str, Any], 
     images = max((_judged_at(member, objective) for member, value in judged if value is not None), default=0)
     counted = [(m, v) for m, v in judged if v is not None and _judged_at(m, objective) == images]
     values = tuple(value for _, value in counted)
+    starts = [member.history[0] for member, _ in counted]
+    before = [start.metrics[objective] for start in starts if start.images == 0 and objective in start.metrics]
     first = counted[0][0] if counted else members[0]
     return Row(
         group=group,
@@ -69,6 +81,7 @@ def _row(group: str, members: Sequence[TrialResult], params: Mapping[str, Any], 
         seconds=sum(member.seconds for member in members),
         reason="; ".join(dict.fromkeys(member.reason for member in members if member.reason)),
         failed=sum(member.status == "failed" for member in members),
+        untrained=statistics.fmean(before) if before else None,
     )
 
 

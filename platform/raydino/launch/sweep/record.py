@@ -16,7 +16,7 @@ from raydino.launch.sweep.importance import RELIABLE_TRIALS, importances, seen_e
 from raydino.launch.sweep.page import Told, how_it_ended, page, settings_of, shown
 from raydino.launch.sweep.pictures import parallel_coordinates, response_curves
 from raydino.launch.sweep.population import Exploit
-from raydino.launch.sweep.ranking import Row, device_hours, rank
+from raydino.launch.sweep.ranking import Row, device_hours, no_gain, rank
 from raydino.launch.sweep.space import apply, current, label, written
 from raydino.launch.sweep.told import BEST, PICTURES, RANKING, as_json, curves, told_in
 from raydino.launch.trials.outcome import Ending, result_of
@@ -150,7 +150,7 @@ def _best(sweep: "Sweep", rows: Sequence[Row], exploits: Sequence[Exploit]) -> s
     words = [
         f"The best of {sweep.folder.name}: {settings_of(row)}.",
         f"{sweep.config.objective} {shown(row.value, row.spread)} after {row.images:,} images, {len(row.values)} seed(s).",
-        f"python recipes/{name}.py --config {BEST}",
+        f"python recipes/{name}.py --config {shlex.quote(str(sweep.folder / BEST))}",
     ]
     if any(exploit.loser == row.group for exploit in exploits):
         words.append(
@@ -209,6 +209,10 @@ def _summary(sweep: "Sweep", told: Told) -> str:
         f"{how_it_ended(row)}"
         for row in told.rows
     ]
+    if told.rows and told.rows[0].untrained is not None:
+        lines.append(f"untrained, {told.objective} is {told.rows[0].untrained:.4f}")
+    if nothing := no_gain(told.rows):
+        lines.append(f"warning: {nothing}")
     mattered = ", ".join(f"{label(each.key)} {each.share:.0%} ± {each.spread:.0%}" for each in told.mattered)
     few = f" ({told.compared[0]} trials: mostly chance)" if told.compared[0] < RELIABLE_TRIALS else ""
     lines.append(

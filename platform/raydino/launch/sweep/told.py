@@ -40,6 +40,7 @@ def as_json(told: Told) -> str:
                 "images": row.images,
                 "seconds": row.seconds,
                 "failed": row.failed,
+                "untrained": row.untrained,
             }
             for row in told.rows
         ],
@@ -104,4 +105,5 @@ def _row_of(each: Mapping[str, Any]) -> Row:
         seconds=each["seconds"],
         reason=each["reason"],
         failed=each["failed"],
+        untrained=each.get("untrained"),  # sweeps of before do not know
     )
