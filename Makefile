@@ -41,7 +41,7 @@ test: $(READY) ## run the tests
 	wait $$ray; with_ray=$$?; cat $$log; rm $$log; [ $$rest -eq 0 ] && [ $$with_ray -eq 0 ]
 
 faults: $(READY) ## run the fault suite alone
-	@$(BIN)/python -m pytest -q -m "" tests/faults tests/dashboards/test_live.py tests/launch/test_run.py tests/launch/workers/test_worker.py tests/launch/sweep/test_kills.py tests/launch/trials/test_run.py tests/train/test_cliffs.py
+	@$(BIN)/python -m pytest -q -m "" tests/faults tests/dashboards/test_live.py tests/launch/test_run.py tests/launch/workers/test_worker.py tests/launch/engine/test_group.py tests/launch/sweep/test_kills.py tests/launch/trials/test_run.py tests/train/test_cliffs.py
 
 check: $(READY) ## lint, format, types, floors
 	@$(BIN)/ruff check .

@@ -4,7 +4,7 @@
     python recipes/evaluate.py --model runs/dinov2-1a2b --model random:runs/dinov2-1a2b --model pixels --data PATH
     python recipes/evaluate.py --model timm:vit_small_patch14_dinov2.lvd142m --evals knn,linear,logistic,retrieval --data PATH
     python recipes/evaluate.py --model runs/dinov2-1a2b --evals segmentation --data camvid/ --set segmentation.ignore=[11]
-    torchrun --nproc-per-node 8 recipes/evaluate.py --model runs/dinov2-1a2b --data PATH   # the same figures, on 8 GPUs
+    python recipes/evaluate.py --model runs/dinov2-1a2b --data PATH --workers 8          # on eight GPUs of Ray, the same figures
 
 --data takes a curated folder or Parquet in Hugging Face layout, several if need be: an evaluation is carried out on every folder
 that has what it needs (labels, or a column `mask`, `depth`, `group`, `pose`). Each names its protocol in the table, which is

@@ -121,7 +121,7 @@ def test_open_collection__unknown_split(tmp_path: Path) -> None:
 
 
 def test_open_collection__no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"no manifest\.json and no Parquet"):
+    with pytest.raises(ShardError, match=r"no such folder, or neither manifest\.json nor Parquet files in it"):
         open_collection(str(tmp_path / "absent"))
 
 

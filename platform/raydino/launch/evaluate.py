@@ -4,10 +4,10 @@ Heavy imports happen after the command line is parsed and checked, so that `--he
 """
 
 import argparse
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,10 @@ from raydino.evals.config import (
     SpectrumConfig,
     VideoConfig,
 )
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.engine.group import in_group
 from raydino.launch.subjects import Asked, name_of, open_images, opened, run_folder, suited
-from raydino.launch.terminal.arguments import parser_of, share_cores
+from raydino.launch.terminal.arguments import check_least, parser_of, share_cores
 from raydino.launch.terminal.command import fail, say, version
 
 if TYPE_CHECKING:
@@ -57,9 +59,18 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit status, or leaves with one line per fault."""
     share_cores()
     try:
-        asked = _asked(_parser(description).parse_args(argv))
-        with _workers() as (rank, device):
-            _carry_out(asked, rank=rank, device=device)
+        options = _parser(description).parse_args(argv)
+        check_least(options, {"workers": 1})
+        asked = _asked(options)
+        if options.workers > 1:
+            say(f"evaluating on {options.workers} workers of Ray; each result is written as soon as it is there")
+            found = in_group(partial(_carry_out, _from_anywhere(asked)), ClusterConfig(workers=options.workers))
+        else:
+            import torch
+
+            found = _carry_out(asked, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if found is not None:
+            _tell(asked, found)
     except (ConfigError, OSError) as error:
         fail(str(error))
     return 0
@@ -78,6 +89,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--holdout", type=float, default=0.2, help="share that is judged where there is but one split (0.2)")
     add("--split", help="split to learn from (train)")
     add("--eval-split", help="split that is judged (test, validation or val)")
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes of Ray that share the images, a GPU each where there are some (1)",
+    )
     add("--untracked", action="store_true", help="leave the run's record in MLflow alone")
     return parser
 
@@ -127,33 +144,36 @@ def configured(names: Sequence[str], settings: Sequence[str]) -> dict[str, Evalu
     return configs
 
 
-@contextmanager
-def _workers() -> "Iterator[tuple[int, torch.device]]":
-    """This process's rank and device; under torchrun, joined with the others."""
-    import torch
-    import torch.distributed as dist
+def _from_anywhere(asked: Asked) -> Asked:
+    """The same with paths that hold whatever folder a process was started in."""
 
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield 0, device
-        return
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield dist.get_rank(), device
-    finally:
-        dist.destroy_process_group()
+    def there(path: str) -> str:
+        return str(Path(path).resolve()) if Path(path).exists() else path
+
+    out = asked.out and str(Path(asked.out).resolve())
+    return replace(asked, models=tuple(map(there, asked.models)), data=tuple(map(there, asked.data)), out=out)
 
 
-def _carry_out(asked: Asked, *, rank: int, device: "torch.device") -> None:
-    from raydino.launch.results import save, table, track
+@dataclass(frozen=True)
+class _Found:
+    """What a command line comes to."""
+
+    results: "list[Result]"
+    models: list[tuple[str, int | None]]
+    """Name and step of each model."""
+    folder: Path
+
+
+def _carry_out(asked: Asked, rank: int, device: "torch.device") -> _Found | None:
+    """Evaluate, and write each result as soon as it is there; None at other ranks than 0."""
+    from raydino.launch.results import save
 
     models = opened(asked, device)
     evaluations = {name: config.build() for name, config in asked.configs.items()}
     pictures = {model.name: [open_images(asked, path, model) for path in asked.data] for model in models}
     pairs = suited(evaluations, dict(zip(asked.data, pictures[models[0].name], strict=True)))
     results: list[Result] = []
-    folder = Path(asked.out or _folder_of(asked.models[0], models[0]))
+    folder = Path(asked.out or _folder_of(asked.models[0], models[0])).resolve()
     for model in models:
         for index, path in enumerate(asked.data):
             wanted = {name: evaluations[name] for name in pairs[path]}
@@ -163,13 +183,17 @@ def _carry_out(asked: Asked, *, rank: int, device: "torch.device") -> None:
                 save(folder, found)  # now: what comes next may take hours, or fail
                 for result in found:
                     say(f"{result.model}  {result.evaluation} on {result.data}: {_headline(result.metrics)}")
-    if rank == 0:
-        say(f"\n{table(results)}\n{folder}")
-        if asked.tracked:
-            for spec, model in zip(asked.models, models, strict=True):
-                track(
-                    run_folder(spec), model.step, [result for result in results if result.model == model.name], folder
-                )
+    return None if rank else _Found(results, [(model.name, model.step) for model in models], folder)
+
+
+def _tell(asked: Asked, found: _Found) -> None:
+    """The table, for the terminal and for MLflow."""
+    from raydino.launch.results import table, track
+
+    say(f"\n{table(found.results)}\n{found.folder}")
+    if asked.tracked:
+        for spec, (name, step) in zip(asked.models, found.models, strict=True):
+            track(run_folder(spec), step, [result for result in found.results if result.model == name], found.folder)
 
 
 def evaluate(

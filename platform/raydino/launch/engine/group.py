@@ -1,0 +1,89 @@
+"""One function in several processes of a Ray, joined into one torch process group: for work that is short and holds no state.
+
+Training has Ray Train, which starts lost workers again; whoever calls this begins anew. Ray is imported inside functions.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from raydino.config import ConfigError
+from raydino.launch.cluster import ClusterConfig
+from raydino.launch.engine.connect import start_ray
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # a worker may work alone for long; one that is lost is seen by Ray, not by those who wait
+
+
+def in_group(work: "Callable[[int, torch.device], T]", cluster: ClusterConfig) -> T:
+    """What `work(rank, device)` returns at rank 0 of `cluster.workers` processes, a GPU each where there are GPUs; `work` and its
+    result are pickled.
+
+    Raises ConfigError where the cluster has no room for all at once or loses one, and the first exception of a worker; the others
+    are ended then, since they would wait for it for ever.
+    """
+    with start_ray(cluster):
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        resources, workers = ray.cluster_resources(), cluster.workers
+        use_gpu = cluster.use_gpu(int(resources.get("GPU", 0)))
+        each = {"CPU": cluster.cpus_per_worker, **({"GPU": cluster.gpus_per_worker} if use_gpu else {})}
+        for kind, amount in each.items():
+            if resources.get(kind, 0.0) < workers * amount:
+                raise ConfigError(
+                    f"workers = {workers}: the cluster has {resources.get(kind, 0.0):g} {kind}s, and {workers * amount:g} are "
+                    "needed; give fewer workers, or add nodes."
+                )
+        member: Any = ray.remote(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0))(_Member)
+        members = [member.remote() for _ in range(workers)]
+        try:
+            door = ray.get(members[0].door.remote())
+            waiting = [
+                one.carry_out.remote(work, rank=rank, world=workers, door=door, threads=cluster.threads)
+                for rank, one in enumerate(members)
+            ]
+            results, left = {}, list(waiting)
+            while left:
+                (done,), left = ray.wait(left)
+                results[done] = ray.get(done)
+            return results[waiting[0]]
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, (ConfigError, OSError)) else error from None
+        except RayActorError as error:
+            why = str(error).strip().splitlines()[0]
+            raise ConfigError(f"workers = {workers}: one of them was lost ({why}); run the command again.") from error
+        finally:
+            for one in members:
+                ray.kill(one)
+
+
+class _Member:
+    """A process of the group."""
+
+    def door(self) -> str:
+        """Where the others meet rank 0."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def carry_out(self, work: Any, *, rank: int, world: int, door: str, threads: int) -> Any:
+        """The work as one of `world`."""
+        import torch
+        import torch.distributed as dist
+
+        device = torch.device("cuda:0") if torch.cuda.is_available() else torch.device("cpu")  # Ray shows each its own
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // world))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=door, rank=rank, world_size=world, timeout=PATIENCE)
+        try:
+            return work(rank, device)
+        finally:
+            dist.destroy_process_group()
