@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+_SAID = "workers = {workers}: one of them was lost ({why}); run the command again."
+LOOK_SECONDS = 10.0  # until Ray knows of a process that is gone
 PATIENCE = timedelta(days=1)  # a worker may work alone for long; one that is lost is seen by Ray, not by those who wait
 
 
@@ -42,25 +44,48 @@ def in_group(work: "Callable[[int, torch.device], T]", cluster: ClusterConfig) -
                 )
         member: Any = ray.remote(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0))(_Member)
         members = [member.remote() for _ in range(workers)]
+        left: list[Any] = []
         try:
             door = ray.get(members[0].door.remote())
             waiting = [
                 one.carry_out.remote(work, rank=rank, world=workers, door=door, threads=cluster.threads)
                 for rank, one in enumerate(members)
             ]
-            results, left = {}, list(waiting)
+            results, left = {}, waiting
             while left:
                 (done,), left = ray.wait(left)
                 results[done] = ray.get(done)
             return results[waiting[0]]
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, (ConfigError, OSError)) else error from None
+            if isinstance(error.cause, (ConfigError, OSError)):
+                raise error.cause from None
+            if (lost := _lost(left)) is not None:  # the error may be that of one who was in touch with it
+                raise ConfigError(_SAID.format(workers=workers, why=lost)) from error
+            raise
         except RayActorError as error:
-            why = str(error).strip().splitlines()[0]
-            raise ConfigError(f"workers = {workers}: one of them was lost ({why}); run the command again.") from error
+            raise ConfigError(_SAID.format(workers=workers, why=_first_line(error))) from error
         finally:
             for one in members:
                 ray.kill(one)
+
+
+def _lost(left: list[Any]) -> str | None:
+    """Why one of those that have not answered is lost, if one is by now or soon."""
+    import ray
+    from ray.exceptions import RayActorError, RayError
+
+    for done in ray.wait(left, num_returns=len(left), timeout=LOOK_SECONDS)[0] if left else []:
+        try:
+            ray.get(done)
+        except RayActorError as error:
+            return _first_line(error)
+        except RayError:  # as the first one
+            continue
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 class _Member:
@@ -83,7 +108,6 @@ class _Member:
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // world))
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=door, rank=rank, world_size=world, timeout=PATIENCE)
-        try:
-            return work(rank, device)
-        finally:
-            dist.destroy_process_group()
+        found = work(rank, device)
+        dist.destroy_process_group()  # not after an error, which those who wait for this one would answer with their own
+        return found
