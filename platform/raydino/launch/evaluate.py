@@ -6,7 +6,7 @@ Heavy imports happen after the command line is parsed and checked, so that `--he
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
         asked = _asked(options)
         if options.workers > 1:
             say(f"evaluating on {options.workers} workers of Ray; each result is written as soon as it is there")
-            found = in_group(partial(_carry_out, _from_anywhere(asked)), ClusterConfig(workers=options.workers))
+            found = in_group(partial(_carry_out, asked), ClusterConfig(workers=options.workers))
         else:
             import torch
 
@@ -142,16 +142,6 @@ def configured(names: Sequence[str], settings: Sequence[str]) -> dict[str, Evalu
         except ConfigError as error:
             raise ConfigError(f"{name}.{error}") from None
     return configs
-
-
-def _from_anywhere(asked: Asked) -> Asked:
-    """The same with paths that hold whatever folder a process was started in."""
-
-    def there(path: str) -> str:
-        return str(Path(path).resolve()) if Path(path).exists() else path
-
-    out = asked.out and str(Path(asked.out).resolve())
-    return replace(asked, models=tuple(map(there, asked.models)), data=tuple(map(there, asked.data)), out=out)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,16 @@ def test_in_group__what_a_worker_raises_ends_all_and_one_that_is_lost_is_said(ra
 
 
 def test_evaluate__two_workers_of_ray_find_what_one_process_finds(
-    ray_cluster: None, run_folder: Path, small_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    run_folder: Path,
+    small_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    words = ["--model", str(run_folder), "--data", str(small_images), "--evals", "knn", "--untracked"]
+    """Also where the run is named from a directory that Ray was not started in."""
+    monkeypatch.chdir(run_folder.parent)
+    words = ["--model", run_folder.name, "--data", str(small_images), "--evals", "knn", "--untracked"]
     words += ["--set", "knn.k=5", "--set", "knn.ks=[]", "--set", "knn.shots=[]"]
     found = {}
     for workers in (1, 2):

@@ -3,10 +3,12 @@
 Training has Ray Train, which starts lost workers again; whoever calls this begins anew. Ray is imported inside functions.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raydino.config import ConfigError
@@ -23,8 +25,8 @@ PATIENCE = timedelta(days=1)  # a worker may work alone for long; one that is lo
 
 
 def in_group(work: "Callable[[int, torch.device], T]", cluster: ClusterConfig) -> T:
-    """What `work(rank, device)` returns at rank 0 of `cluster.workers` processes, a GPU each where there are GPUs; `work` and its
-    result are pickled.
+    """What `work(rank, device)` returns at rank 0 of `cluster.workers` processes, a GPU each where there are GPUs, in this
+    process's directory where they have it; `work` and its result are pickled.
 
     Raises ConfigError where the cluster has no room for all at once or loses one, and the first exception of a worker; the others
     are ended then, since they would wait for it for ever.
@@ -47,10 +49,8 @@ def in_group(work: "Callable[[int, torch.device], T]", cluster: ClusterConfig) -
         left: list[Any] = []
         try:
             door = ray.get(members[0].door.remote())
-            waiting = [
-                one.carry_out.remote(work, rank=rank, world=workers, door=door, threads=cluster.threads)
-                for rank, one in enumerate(members)
-            ]
+            shared = {"world": workers, "door": door, "threads": cluster.threads, "directory": str(Path.cwd())}
+            waiting = [one.carry_out.remote(work, rank=rank, **shared) for rank, one in enumerate(members)]
             results, left = {}, waiting
             while left:
                 (done,), left = ray.wait(left)
@@ -99,11 +99,15 @@ class _Member:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def carry_out(self, work: Any, *, rank: int, world: int, door: str, threads: int) -> Any:
+    def carry_out(self, work: Any, *, rank: int, world: int, door: str, threads: int, directory: str) -> Any:
         """The work as one of `world`."""
         import torch
         import torch.distributed as dist
 
+        with contextlib.suppress(
+            OSError
+        ):  # a node without it has that of the job; Ray started this one wherever it was itself
+            os.chdir(directory)
         device = torch.device("cuda:0") if torch.cuda.is_available() else torch.device("cpu")  # Ray shows each its own
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // world))
         backend = "nccl" if device.type == "cuda" else "gloo"
