@@ -64,6 +64,24 @@ def test_cross_entropy__without_gradient_leaves_the_scores_alone():
     assert torch.equal(scores.detach(), before)
 
 
+def test_cross_entropy__gradient_takes_the_place_of_the_scores():
+    features, weights = torch.randn(2, 3, 5), torch.randn(7, 5, requires_grad=True)
+    scores = torch.nn.functional.linear(features, weights)
+    memory = scores.data_ptr()
+    targets = list(torch.softmax(torch.randn(2, 3, 7), -1))
+    losses = cross_entropy(scores, targets, [1.0, 1.0], temperature=TEMPERATURE)
+    (gradient,) = torch.autograd.grad(losses.sum(), scores)
+    assert gradient.data_ptr() == memory
+
+
+def test_cross_entropy__scores_that_something_else_needs_are_not_used_wrongly():
+    scores = torch.randn(1, 3, 7, requires_grad=True) * 1.0
+    other = (scores**2).sum()  # needs the scores as they were
+    losses = cross_entropy(scores, [torch.softmax(torch.randn(3, 7), -1)], [1.0], temperature=TEMPERATURE)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (losses.sum() + other).backward()
+
+
 def test_cross_entropy__no_rows():
     scores = torch.zeros(1, 0, 8, requires_grad=True)
     loss = cross_entropy(scores, [torch.zeros(0, 8)], [1.0], temperature=TEMPERATURE).sum()
@@ -75,7 +93,7 @@ def test_cross_entropy__no_rows():
 def test_dino_loss__gradient_for_any_number_of_teacher_views_and_weights_of_its_own(teachers: int):
     scores, _, _, _ = made(5, 4, 11)
     probs = torch.softmax(torch.randn(teachers, 4, 11, dtype=torch.float64), -1)
-    on_global, on_local = dino_loss(student_scores=scores, teacher_probs=probs, temperature=TEMPERATURE)
+    on_global, on_local = dino_loss(student_scores=scores.clone(), teacher_probs=probs, temperature=TEMPERATURE)
     (found,) = torch.autograd.grad(0.3 * on_global + 2 * on_local, scores)
     logs = torch.log_softmax(scores / TEMPERATURE, dim=-1)
     total = torch.zeros((), dtype=torch.float64)

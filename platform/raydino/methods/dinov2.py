@@ -107,7 +107,9 @@ class DINOv2(SelfDistillation):
             scores, patches = student.head(cls), student.ibot_head(tokens.patches.flatten(0, 1)[asked.rows])
         else:
             rows = tokens.patches.flatten(0, 1)[asked.rows]
-            scores, patches = student.head(torch.cat([cls, rows])).split([len(cls), len(rows)])
+            both = student.head(torch.cat([cls, rows]))
+            # "unsafe": autograd need not watch the whole, which nothing else reads, when the losses overwrite its parts
+            scores, patches = torch.unsafe_split_with_sizes(both, [len(cls), len(rows)])
         return Said(scores.unflatten(0, (-1, batch.images)), patches, tokens.cls.unflatten(0, crops.shape[:2]))
 
     def losses(self, teacher: Said, student: Said, asked: Asked | None) -> StepOutput:

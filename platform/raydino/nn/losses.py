@@ -39,7 +39,7 @@ def dino_loss(
     global_views = views if global_views is None else global_views
     all_targets = teacher_probs.sum(dim=0)  # B K
     # a global view answers to every teacher view but its own
-    others = list(teacher_probs.flip(0)) if views == 2 else [all_targets - own for own in teacher_probs]
+    others = list(teacher_probs)[::-1] if views == 2 else [all_targets - own for own in teacher_probs]
     entropies = cross_entropy(
         student_scores,
         [*others, *[all_targets] * (students - views)],
