@@ -1,5 +1,11 @@
 """How a method runs on several ranks."""
 
+import os
+import platform
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -33,3 +39,28 @@ def test_replicate__batch_norm_of_student_and_teacher_is_synchronised_on_gpus(mo
     made = parallel.replicate(method, torch.device("cuda:0"))
     assert isinstance(made["student"], nn.SyncBatchNorm) and isinstance(made["teacher"][0], nn.SyncBatchNorm)
     assert made["student"].weight is weight  # the optimiser holds it
+
+
+FAULTS = """
+import resource, torch
+from raydino.train.parallel import keep_freed_memory
+keep_freed_memory()
+for step in range(6):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(size * 1_000_000) for size in (3, 7, 11)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_keep_freed_memory__steps_after_the_first_take_no_fresh_pages_unless_the_environment_says_so():
+    def faults(**chosen: str) -> int:
+        kept = {name: value for name, value in os.environ.items() if name not in parallel.MALLOC_VARIABLES}
+        words = [sys.executable, "-c", FAULTS]
+        return int(subprocess.run(words, env=kept | chosen, capture_output=True, text=True, check=True).stdout)
+
+    pages = 4 * 21 * 4_000_000 // resource.getpagesize()  # four steps of 84 MB
+    assert faults() < pages / 100
+    assert faults(MALLOC_TRIM_THRESHOLD_="131072") > pages / 2

@@ -47,7 +47,7 @@ from raydino.tracking.run import DATA_ROWS, RUN_PROGRESS_AT, RUN_STEPS
 from raydino.train.checkpoint import step_of
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
-from raydino.train.parallel import compile_blocks, distribute, native_bf16, recompute_blocks
+from raydino.train.parallel import compile_blocks, distribute, keep_freed_memory, native_bf16, recompute_blocks
 from raydino.train.steps import Loop, StepReport, training_steps
 from raydino.train.verify import CheckpointError
 from raydino.views import Batch
@@ -204,6 +204,7 @@ def build_loop(
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what autocast leaves in float32
     else:
+        keep_freed_memory()
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps)
