@@ -223,4 +223,4 @@ class Normalisation(Config):
             torch.stack([x.new_full((), value) for value in values]).view(-1, 1, 1) * 255.0
             for values in (self.mean, self.std)
         )
-        return (x - mean) / std
+        return x.sub_(mean).div_(std)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from raydino.config import ConfigError
 from raydino.nn.config import BackboneConfig, swiglu_hidden
 from raydino.nn.depth import use_subsets
+from raydino.nn.patches import PatchProjection
 from raydino.views import Size
 
 TRANSFORMERS, CONVNETS = ("vision_transformer", "deit"), ("resnet", "convnext")  # timm's files
@@ -280,6 +281,7 @@ def _timm_vit(config: BackboneConfig, *, image_size: Size, drop_path: float) -> 
             f"backbone.name = {config.name!r} is no plain ViT: it needs one cls token, timm's ordinary blocks, learned positions "
             "and a final norm before pooling; give one such as vit_small_patch16_224"
         )
+    vit.patch_embed.proj = PatchProjection.like(vit.patch_embed.proj)
     if config.ffn == "swiglu":
         for block in vit.blocks:  # timm starts the gates open; DINOv2 starts all linear layers alike
             mlp: Any = block.mlp

@@ -200,11 +200,11 @@ def build_loop(
 ) -> Loop:
     """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed and from the copies in
     the run's folder, where one is given: initial weights for a `fresh` run, a frozen teacher for any."""
+    keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what autocast leaves in float32
     else:
-        keep_freed_memory()
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps)

@@ -1,0 +1,31 @@
+"""The patch embedding as a matrix product against torch's convolution."""
+
+import pytest
+import torch
+from torch import nn
+
+from raydino.nn.patches import PatchProjection
+
+
+@pytest.mark.parametrize(("sides", "channels", "bias"), [((4, 4), 3, True), ((2, 3), 1, True), ((4, 4), 5, False)])
+def test_patch_projection__is_the_convolution_with_its_gradients(sides: tuple[int, int], channels: int, bias: bool):
+    convolution = nn.Conv2d(channels, 7, sides, stride=sides, bias=bias).double()
+    images = torch.randn(2, channels, 5 * sides[0], 3 * sides[1], dtype=torch.float64, requires_grad=True)
+    parameters = [images, *convolution.parameters()]
+    expected = convolution(images)
+    outer = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, parameters, outer)
+    projection = PatchProjection.like(convolution)
+    assert (
+        projection.weight is convolution.weight
+        and dict(projection.state_dict()).keys() == convolution.state_dict().keys()
+    )
+    found = projection(images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, parameters, outer), gradients)
+
+
+@pytest.mark.parametrize("changed", [{"stride": 2}, {"stride": 4, "padding": 1}])
+def test_patch_projection__refuses_kernels_that_do_not_lie_side_by_side(changed: dict[str, int]):
+    with pytest.raises(ValueError, match="does not cut its images into patches"):
+        PatchProjection.like(nn.Conv2d(3, 7, 4, **changed))
