@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from raydino.config import ConfigError
+from raydino.methods.config import DINOConfig
+from raydino.methods.method import Method
+from raydino.nn.config import BackboneConfig
 from raydino.train import parallel
 
 
@@ -33,3 +36,21 @@ def test_replicate__batch_norm_of_student_and_teacher_is_synchronised_on_gpus(mo
     made = parallel.replicate(method, torch.device("cuda:0"))
     assert isinstance(made["student"], nn.SyncBatchNorm) and isinstance(made["teacher"][0], nn.SyncBatchNorm)
     assert made["student"].weight is weight  # the optimiser holds it
+
+
+def _tiny() -> Method:
+    return DINOConfig().override({"head.prototypes": 8}).build(BackboneConfig(width=32, depth=1, heads=1), steps=1)
+
+
+def test_fuse_losses__is_refused_without_gpu_or_triton(monkeypatch: pytest.MonkeyPatch):
+    with torch.device("meta"):
+        method = _tiny()
+    with pytest.raises(ConfigError, match=r"cluster\.losses = triton: .*no GPU.* set it to torch"):
+        parallel.fuse_losses(method, torch.device("cpu"))
+    monkeypatch.setattr(parallel, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"cluster\.losses = triton: .*not installed.* set it to torch"):
+        parallel.fuse_losses(method, torch.device("cuda:0"))
+    assert not method.fused_losses
+    monkeypatch.setattr(parallel, "find_spec", lambda name: name)
+    parallel.fuse_losses(method, torch.device("cuda:0"))
+    assert method.fused_losses
