@@ -1,6 +1,7 @@
-"""The Triton kernel in Triton's interpreter against torch's log-softmax and autograd in float64, and compiled for GPUs.
+"""The Triton kernel against torch's log-softmax and autograd in float64, in Triton's interpreter and on a GPU where there is one; and
+that it compiles for GPUs.
 
-Both in processes of their own: whether Triton interprets is settled when it is first imported, and the shape checks of the other
+In processes of their own: whether Triton interprets is settled when it is first imported, and the shape checks of the other
 tests wrap functions, which Triton cannot read.
 """
 
@@ -20,6 +21,7 @@ pytest.importorskip("triton", reason="Triton is not installed: it comes with tor
 ROOT = Path(__file__).resolve().parents[2]
 TEMPERATURE = 0.07
 BLOCK = 64  # in the place of 8192, since the interpreter is slow
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
 CASES: dict[str, dict[str, Any]] = {
     "a_part_of_a_block": {"views": 3, "rows": 5, "prototypes": 19},
     "one_block": {"views": 2, "rows": 3, "prototypes": BLOCK},
@@ -47,21 +49,24 @@ def made(
     layout: str = "",
     spread: float = 1.0,
     rising: bool = False,
+    device: str = "cpu",
 ) -> tuple[Tensor, list[Tensor], list[float], Tensor]:
     draw = torch.Generator().manual_seed(views * prototypes)
     scores = spread * torch.randn(views, rows, prototypes, generator=draw)
     if rising:
         scores = scores.sort(dim=-1).values
-    scores = scores.to(dtype)
+    scores = scores.to(device, dtype)
     if layout == "rows":
         scores = torch.cat([scores, scores], dim=2)[:, :, :prototypes]
     if layout == "prototypes":
         scores = scores.transpose(1, 2).contiguous().transpose(1, 2)
     masses = [1.0 + view for view in range(views)]
     targets = [mass * torch.softmax(4 * torch.randn(rows, prototypes, generator=draw), dim=-1) for mass in masses]
+    outer = torch.rand(views, rows, generator=draw).to(device)
+    targets = [target.to(device) for target in targets]
     if layout == "targets":
         targets = [target.T.contiguous().T for target in targets]
-    return scores, targets, masses, torch.rand(views, rows, generator=draw)
+    return scores, targets, masses, outer
 
 
 def slow(scores: Tensor, targets: list[Tensor], outer: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +90,8 @@ def run(part: str, folder: Path, **environment: str) -> Any:
     return pickle.loads(found.read_bytes())
 
 
-def interpreted() -> dict[str, Any]:
-    """Every case in Triton's interpreter."""
+def computed() -> dict[str, Any]:
+    """Every case through the kernel."""
     from raydino.nn import cross_entropy_triton as kernel
     from raydino.nn.cross_entropy import cross_entropy
     from raydino.nn.losses import dino_loss, ibot_loss
@@ -94,36 +99,42 @@ def interpreted() -> dict[str, Any]:
     kernel.BLOCK = BLOCK
     found: dict[str, Any] = {}
     for name, case in CASES.items():
-        scores, targets, masses, outer = made(**case)
+        scores, targets, masses, outer = made(**case, device=DEVICE)
         scores.requires_grad_()
         with torch.no_grad():
             alone = cross_entropy(scores, targets, masses, temperature=TEMPERATURE, fused=True)
         before = scores.detach().clone()
         losses = cross_entropy(scores, targets, masses, temperature=TEMPERATURE, fused=True)
-        unharmed, overwritten = torch.equal(before, made(**case)[0]), not torch.equal(before, scores.detach())
+        unharmed = torch.equal(before.cpu(), made(**case)[0])
+        overwritten = not torch.equal(before, scores.detach())
         (gradient,) = torch.autograd.grad((losses * outer).sum(), scores)
         taken = gradient.data_ptr() == scores.data_ptr()
-        found[name] = (losses.detach(), gradient, alone, unharmed, overwritten and taken)
+        found[name] = (losses.detach().cpu(), gradient.cpu(), alone.cpu(), unharmed, overwritten and taken)
 
-    scores = torch.zeros(1, 0, 8, requires_grad=True)
-    cross_entropy(scores, [torch.zeros(0, 8)], [1.0], temperature=TEMPERATURE, fused=True).sum().backward()
-    found["no_rows"] = scores.grad
+    scores = torch.zeros(1, 0, 8, requires_grad=True, device=DEVICE)
+    target = torch.zeros(0, 8, device=DEVICE)
+    cross_entropy(scores, [target], [1.0], temperature=TEMPERATURE, fused=True).sum().backward()
+    assert scores.grad is not None
+    found["no_rows"] = scores.grad.cpu()
 
     for teachers in TEACHERS:
-        scores, targets, *_ = made(5, 4, 150)
+        scores, targets, *_ = made(5, 4, 150, device=DEVICE)
         scores.requires_grad_()
         probs = torch.stack([target / target.sum(-1, keepdim=True) for target in targets[:teachers]])
         shares = dino_loss(student_scores=scores * 1.0, teacher_probs=probs, temperature=TEMPERATURE, fused=True)
-        found[f"dino_{teachers}"] = (torch.stack(shares).detach(), *torch.autograd.grad(shares[0] + shares[1], scores))
-    scores, targets, _, outer = made(1, 6, 150)
+        (gradient,) = torch.autograd.grad(shares[0] + shares[1], scores)
+        found[f"dino_{teachers}"] = (torch.stack(shares).detach().cpu(), gradient.cpu())
+    scores, targets, _, outer = made(1, 6, 150, device=DEVICE)
     scores = scores[0].requires_grad_()
     given = {"teacher_probs": targets[0], "weights": outer[0], "crops": 3, "temperature": TEMPERATURE, "fused": True}
     loss = ibot_loss(student_scores=scores * 1.0, **given)
-    found["ibot"] = (loss.detach(), *torch.autograd.grad(loss, scores))
+    (gradient,) = torch.autograd.grad(loss, scores)
+    found["ibot"] = (loss.detach().cpu(), gradient.cpu())
 
-    scores = torch.randn(1, 3, 7, requires_grad=True) * 1.0
+    scores, targets, masses, _ = made(1, 3, 7, device=DEVICE)
+    scores = scores.requires_grad_() * 1.0
     other = (scores**2).sum()  # needs the scores as they were
-    losses = cross_entropy(scores, [torch.softmax(torch.randn(3, 7), -1)], [1.0], temperature=TEMPERATURE, fused=True)
+    losses = cross_entropy(scores, targets, masses, temperature=TEMPERATURE, fused=True)
     try:
         (losses.sum() + other).backward()
     except RuntimeError as error:
@@ -164,9 +175,12 @@ def compiled() -> dict[str, dict[str, str]]:
     return {name: {"ptx": one.asm["ptx"]} for name, one in made_of.items()}
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run("interpreted", tmp_path_factory.mktemp("interpreted"), TRITON_INTERPRET="1")
+@pytest.fixture(scope="module", params=["interpreted", pytest.param("on_a_gpu", marks=pytest.mark.gpu)])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if request.param == "on_a_gpu" and not torch.cuda.is_available():
+        pytest.skip("no GPU for the kernel: its values are those of Triton's interpreter")
+    environment = {"TRITON_INTERPRET": "1"} if request.param == "interpreted" else {}
+    return run("computed", tmp_path_factory.mktemp(request.param), **environment)
 
 
 @pytest.mark.parametrize("name", CASES)
