@@ -1,5 +1,5 @@
-"""The Triton kernel against torch's log-softmax and autograd in float64, in Triton's interpreter and on a GPU where there is one; and
-that it compiles for GPUs.
+"""The Triton kernel, in Triton's interpreter and on a GPU where there is one, against torch's log-softmax and autograd in
+float64; and that it compiles for GPUs.
 
 In processes of their own: whether Triton interprets is settled when it is first imported, and the shape checks of the other
 tests wrap functions, which Triton cannot read.
