@@ -101,20 +101,17 @@ def sinkhorn_knopp(scores: Float[Tensor, "N K"], *, temperature: float, iteratio
     over samples lie between 1 and N_total; an iteration changes a weight by no more than a factor of N_total or K. So what
     underflows in E would have stayed below 1e-16 after three iterations with 65,536 samples and prototypes.
     """
+    # A rank may hold no sample (no masked patch), which must not enter the maximum.
     nothing = scores.new_full(scores.shape[1:], torch.finfo(torch.float32).min, dtype=torch.float32)
-    # a rank may hold no sample (no masked patch), which must not enter the maximum
     peak = collectives.all_max(scores.amax(dim=0).float() if len(scores) else nothing)
-    with torch.autocast(
-        scores.device.type, enabled=False
-    ):  # and mv, since a GPU may take products of matrices in TensorFloat-32
+    # Without autocast, and by mv, since a GPU may take products of matrices in TensorFloat-32: sums stay in float32.
+    with torch.autocast(scores.device.type, enabled=False):
         e = (scores - peak).float().mul_(1 / temperature)
         largest = e.amax(dim=1, keepdim=True)
         e.sub_(largest).exp_()
         rows, columns = largest.squeeze(1).exp_(), torch.ones_like(peak)
         for _ in range(iterations):
             sums = collectives.all_sum(e.T.mv(rows))
-            columns = (
-                sums.mean() / sums
-            )  # the mean is N_total / K, which keeps the vectors from growing with every iteration
+            columns = sums.mean() / sums  # the mean is N_total / K; without it the vectors would drift apart for ever
             rows = e.mv(columns).reciprocal_()
         return e.mul_(columns).mul_(rows.unsqueeze(1))
