@@ -8,13 +8,15 @@ gradient; the structures are written down again in eager torch from their defini
 teacher and a student view. DINOv2's: log-softmax of every crop, the products with both teacher views, global and local crops
 apart. DINOv3's: log-softmax of all crops at once, all products as one einsum. Voided unless losses agree to 1e-3 (float32 sums
 of millions) and gradients to 1e-4 of their largest entry. Rounds take turns; CPU time on a CPU, wall time with the device
-drained on a GPU.
+drained on a GPU, where raydino's is also computed by its Triton kernel (`cluster.losses`).
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -66,12 +68,15 @@ def einsum(student: Tensor, teacher: Tensor) -> Tensor:
     return (on_global + on_local) / (images * pairs)
 
 
-def ours(student: Tensor, teacher: Tensor) -> Tensor:
+def ours(student: Tensor, teacher: Tensor, *, fused: bool = False) -> Tensor:
     """raydino's."""
-    return sum(dino_loss(student_scores=student, teacher_probs=teacher, temperature=TEMPERATURE), student.new_zeros(()))
+    shares = dino_loss(student_scores=student, teacher_probs=teacher, temperature=TEMPERATURE, fused=fused)
+    return sum(shares, student.new_zeros(()))
 
 
 SIDES: dict[str, Loss] = {"DINO": pairwise, "DINOv2": by_crop, "DINOv3": einsum, "raydino": ours}
+if torch.cuda.is_available() and find_spec("triton") is not None:
+    SIDES["raydino, Triton"] = partial(ours, fused=True)
 
 
 def both(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -53,10 +54,10 @@ APART = "freed memory handed back"
 
 
 def losses_by_crop(
-    *, student_scores: Tensor, teacher_probs: Tensor, temperature: float, global_views: int
+    *, student_scores: Tensor, teacher_probs: Tensor, temperature: float, global_views: int, fused: bool
 ) -> tuple[Tensor, Tensor]:
     """DINO's loss with a log-softmax for every crop, as DINOv2 structures it; the teacher sees the global crops alone."""
-    assert global_views == len(teacher_probs)
+    assert global_views == len(teacher_probs) and not fused
     views, pairs = len(teacher_probs), len(teacher_probs) * (len(student_scores) - 1)
     sums = [student_scores.new_zeros((), dtype=torch.float32) for _ in range(2)]
     for at, scores in enumerate(student_scores):
@@ -68,9 +69,10 @@ def losses_by_crop(
 
 
 def patches_by_log_softmax(
-    *, student_scores: Tensor, teacher_probs: Tensor, weights: Tensor, crops: int, temperature: float
+    *, student_scores: Tensor, teacher_probs: Tensor, weights: Tensor, crops: int, temperature: float, fused: bool
 ) -> Tensor:
     """iBOT's loss through autograd's own softmax."""
+    assert not fused
     each = torch.sum(teacher_probs * log_softmax(student_scores.float() / temperature, dim=-1), dim=-1)
     return -(each * weights).sum() / crops
 
@@ -143,6 +145,8 @@ def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Callabl
         "no guard": (loop(), unguarded),
         "with compiled blocks": (loop(compile=True), nullcontext),
     }
+    if device.type == "cuda" and find_spec("triton") is not None:
+        ways["with Triton losses"] = (loop(losses="triton"), nullcontext)
     if loop().precision == "fp32":
         del ways["in float32"]
     return ways

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from raydino.config import ConfigError
 from raydino.methods.config import Curriculum, DINOConfig, DINOv2Config, MethodConfig, SupervisedConfig
 from raydino.methods.distillation_config import DistillationConfig, FrozenTeacher
+from raydino.nn import losses
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.schedule import constant
 from raydino.views import Batch
@@ -371,3 +372,15 @@ def test_method_config__refuses_what_cannot_be_trained():
         DINOConfig(curriculum=Curriculum(local_size=112))
     with pytest.raises(ValidationError, match="exactly 2 global crops"):
         DINOConfig(global_crops=DINOConfig().global_crops.override({"count": 3, "blur": (0.5,), "solarize": (0.0,)}))
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov2", "dinov2_long", "distillation"])
+def test_forward__all_losses_over_prototypes_are_fused_or_none(name: str, monkeypatch: pytest.MonkeyPatch):
+    asked, compute = [], losses.cross_entropy
+    monkeypatch.setattr(losses, "cross_entropy", lambda *a, fused, **k: asked.append(fused) or compute(*a, **k))
+    method = CONFIGS[name].build(TINY, steps=10)
+    for fused in (False, True):
+        method.fused_losses = fused
+        asked.clear()
+        method(_batch(CONFIGS[name]), 0)
+        assert asked == [fused] * (1 if name == "dino" else 2)

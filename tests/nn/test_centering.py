@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from raydino.nn.centering import NoCentering, SoftmaxCentering, sinkhorn_knopp
@@ -22,6 +23,75 @@ def test_sinkhorn_knopp__equals_the_textbook_iteration():
     torch.testing.assert_close(
         sinkhorn_knopp(scores, temperature=0.05).double(), _textbook_sinkhorn(scores, 0.05, 3), rtol=1e-4, atol=1e-7
     )
+
+
+def _in_log_space(scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Three iterations in which nothing can overflow or underflow."""
+    logs = scores.double() / temperature
+    for _ in range(3):
+        logs = logs - logs.logsumexp(dim=0, keepdim=True)
+        logs = logs - logs.logsumexp(dim=1, keepdim=True)
+    return logs.exp()
+
+
+def _grid(*shape: int, spread: float) -> torch.Tensor:
+    """Random multiples of 1/64: at a temperature of 1/32 float32 holds their quotients and differences exactly."""
+    return (64 * spread * torch.randn(*shape, generator=torch.Generator().manual_seed(2))).round() / 64
+
+
+FAR_APART = {
+    "a_head's": _grid(64, 300, spread=0.3),
+    "unnormalised": _grid(64, 300, spread=30.0),  # quotients of some thousand; exp reaches 88 in float32
+    "more_samples_than_prototypes": _grid(300, 7, spread=30.0),
+    "samples_far_below_others": _grid(64, 50, spread=0.3) + 50 * torch.arange(64)[:, None],
+    "prototypes_far_below_others": _grid(64, 50, spread=0.3) + 50 * torch.arange(50),
+    "prototypes_met_by_low_samples_alone": torch.block_diag(torch.full((4, 4), 500.0), _grid(4, 4, spread=0.3)) - 1000,
+}
+
+
+@pytest.mark.parametrize("name", FAR_APART)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sinkhorn_knopp__of_scores_any_distance_apart(name: str, dtype: torch.dtype):
+    scores = FAR_APART[name]
+    targets = sinkhorn_knopp(scores.to(dtype), temperature=1 / 32)
+    assert targets.dtype == torch.float32
+    torch.testing.assert_close(targets.double(), _in_log_space(scores, 1 / 32), rtol=1e-5, atol=1e-12)
+
+
+def test_sinkhorn_knopp__of_bfloat16_scores_is_computed_in_float32_under_autocast():
+    scores = _grid(64, 300, spread=0.3).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        targets = sinkhorn_knopp(scores, temperature=1 / 32)
+    torch.testing.assert_close(targets.double(), _in_log_space(scores, 1 / 32), rtol=1e-5, atol=1e-12)
+
+
+def test_sinkhorn_knopp__leaves_the_scores_alone():
+    scores = _grid(5, 7, spread=0.3)
+    sinkhorn_knopp(scores, temperature=1 / 32)
+    assert torch.equal(scores, _grid(5, 7, spread=0.3))
+
+
+def _shared_out(rank: int) -> tuple[torch.Tensor, list[str]]:
+    from raydino import collectives
+
+    called, names = [], ("all_max", "all_sum")
+    plain = {name: getattr(collectives, name) for name in names}
+    for name in names:
+        setattr(collectives, name, lambda value, name=name: (called.append(name), plain[name](value))[1])
+    world, scores = collectives.world_size(), FAR_APART["unnormalised"]
+    shares = {1: [64], 2: [64, 0], 4: [3, 0, 20, 41]}[world]  # a rank may hold no masked patch
+    targets = sinkhorn_knopp(scores.split(shares)[rank], temperature=1 / 32)
+    for name in names:
+        setattr(collectives, name, plain[name])
+    return collectives.gather_rows(targets), called
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_sinkhorn_knopp__over_ranks_with_any_number_of_samples_asks_them_four_times(gloo, world: int):
+    for targets, called in gloo(_shared_out, world):
+        expected = _in_log_space(FAR_APART["unnormalised"], 1 / 32)
+        torch.testing.assert_close(targets.double(), expected, rtol=1e-5, atol=1e-12)
+        assert called == ["all_max", "all_sum", "all_sum", "all_sum"]
 
 
 def test_sinkhorn_knopp__rows_sum_to_one_and_prototypes_share_alike():

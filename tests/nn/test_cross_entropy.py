@@ -47,6 +47,15 @@ def test_cross_entropy__of_half_precision_scores_is_taken_in_float32():
     torch.testing.assert_close(found.double(), gradient.double(), rtol=0.02, atol=0.02)
 
 
+def test_cross_entropy__under_autocast_is_not_rounded_to_bfloat16():
+    scores, targets, masses, _ = made(2, 4, 50, dtype=torch.float32)
+    targets = [target.float() for target in targets]
+    expected = cross_entropy(scores.clone(), targets, masses, temperature=TEMPERATURE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = cross_entropy(scores.clone(), targets, masses, temperature=TEMPERATURE)
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+
+
 def test_cross_entropy__scores_far_apart_do_not_overflow():
     scores = torch.tensor([[[1e4, 0.0, -1e4]]], requires_grad=True)
     loss = cross_entropy(scores, [torch.tensor([[0.0, 1.0, 0.0]])], [1.0], temperature=TEMPERATURE)

@@ -157,6 +157,23 @@ def test_estimate__says_what_memory_is_for():
     assert half.gathered > 0
 
 
+def test_estimate__fused_losses_have_no_temporaries():
+    config, settings = CASES["many_prototypes"]
+    plain, fused = (
+        estimate(
+            loop_of(config, "meta", **settings),
+            batch_of(config, 1),
+            workers=1,
+            parallel="ddp",
+            device="cuda",
+            fused_losses=fused,
+        )
+        for fused in (False, True)
+    )
+    scores = int(batch_of(config, 1).masks.sum()) * 8192  # of all patches at once: scaled, their softmax, its products
+    assert 2 * 4 * scores < plain.activations - fused.activations <= 3 * 4 * scores
+
+
 def test_estimate__leaves_the_cross_entropy_as_it_was():
     from raydino.nn import cross_entropy
 

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from raydino.config import ConfigError
+from raydino.methods.config import DINOConfig
+from raydino.methods.method import Method
+from raydino.nn.config import BackboneConfig
 from raydino.train import parallel
 
 
@@ -64,3 +67,21 @@ def test_keep_freed_memory__steps_after_the_first_take_no_fresh_pages_unless_the
     pages = 4 * 21 * 4_000_000 // resource.getpagesize()  # four steps of 84 MB
     assert faults() < pages / 100
     assert faults(MALLOC_TRIM_THRESHOLD_="131072") > pages / 2
+
+
+def _tiny() -> Method:
+    return DINOConfig().override({"head.prototypes": 8}).build(BackboneConfig(width=32, depth=1, heads=1), steps=1)
+
+
+def test_fuse_losses__is_refused_without_gpu_or_triton(monkeypatch: pytest.MonkeyPatch):
+    with torch.device("meta"):
+        method = _tiny()
+    with pytest.raises(ConfigError, match=r"cluster\.losses = triton: .*no GPU.* set it to torch"):
+        parallel.fuse_losses(method, torch.device("cpu"))
+    monkeypatch.setattr(parallel, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"cluster\.losses = triton: .*not installed.* set it to torch"):
+        parallel.fuse_losses(method, torch.device("cuda:0"))
+    assert not method.fused_losses
+    monkeypatch.setattr(parallel, "find_spec", lambda name: name)
+    parallel.fuse_losses(method, torch.device("cuda:0"))
+    assert method.fused_losses

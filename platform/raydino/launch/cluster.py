@@ -66,6 +66,9 @@ class ClusterConfig(Config):
     """torch's fused attention, or matrix products; auto: fused on a GPU, on a CPU whichever is faster for the crops' size."""
     compile: bool = False
     """Have torch compile the transformer blocks: up to minutes before the first step, faster steps after it."""
+    losses: Literal["torch", "triton"] = "torch"
+    """What computes the losses over prototypes: torch, or on GPUs one Triton kernel. Off: tested for its values, in Triton's
+    interpreter, but timed on no GPU."""
     accumulate: Positive = 1
     """Micro-batches per step on each worker: less memory, same global batch."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -33,6 +33,7 @@ class DINO(SelfDistillation):
             teacher_probs=targets,
             temperature=self.settings.student_temperature,
             global_views=len(features),
+            fused=self.fused_losses,
         )
         diagnostics = teacher_diagnostics(teacher_probs=targets, features=features, cross_entropy=on_global + on_local)
         return StepOutput({"dino_global": on_global, "dino_local": on_local}, diagnostics)

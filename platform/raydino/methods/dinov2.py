@@ -120,6 +120,7 @@ class DINOv2(SelfDistillation):
             teacher_probs=teacher.cls,
             temperature=config.student_temperature,
             global_views=len(teacher.features),
+            fused=self.fused_losses,
         )
         losses = {"dino_global": config.dino_weight * on_global, "dino_local": config.dino_weight * on_local}
         if asked is not None and student.patches is not None and teacher.patches is not None:
@@ -129,6 +130,7 @@ class DINOv2(SelfDistillation):
                 weights=asked.weights,
                 crops=asked.crops,
                 temperature=config.student_temperature,
+                fused=self.fused_losses,
             )
         if config.koleo_weight > 0:
             losses["koleo"] = config.koleo_weight * torch.stack([koleo_loss(view) for view in student.features]).sum()

@@ -56,6 +56,9 @@ class Method(nn.Module):
     `forward(batch, step)` computes the losses of one micro-batch; `after_step(step)` moves the teacher once per optimiser step.
     """
 
+    fused_losses = False
+    """Whether a Triton kernel computes the losses over prototypes: where it runs, and no matter of the recipe."""
+
     def __init__(self, config: MethodConfig, student: Network, teacher: Network, *, masked: bool, steps: int) -> None:
         super().__init__()
         self.settings = config

@@ -88,24 +88,30 @@ class SinkhornKnopp(Centering):
 
 
 def sinkhorn_knopp(scores: Float[Tensor, "N K"], *, temperature: float, iterations: int = 3) -> Float[Tensor, "N K"]:
-    """Alternate normalisation of prototypes (over all ranks) and samples of exp(scores / temperature), in log space.
+    """Alternate normalisation of prototypes (over all ranks) and samples of exp(scores / temperature):
 
         Q = exp(scores / temperature)
         repeat: Q = Q / (sum over samples of all ranks) / K;  Q = Q / (sum over prototypes) / N_total
         return Q * N_total
 
-    The constant factors cancel in the next normalisation and are left out. Exponentiating first would overflow float32 once a
-    score exceeds 88 * temperature.
+    Q is diag(rows) E diag(columns) all the time, so an iteration is two products of E with a vector.
+
+    Scores may lie any distance apart: E is exp(scores / temperature) with each prototype's largest sample, and then each sample's
+    largest prototype, divided down to 1. The sample that is a prototype's largest begins with the weight 1, so the first sums
+    over samples lie between 1 and N_total; an iteration changes a weight by no more than a factor of N_total or K. So what
+    underflows in E would have stayed below 1e-16 after three iterations with 65,536 samples and prototypes.
     """
-    log_q = scores.float() / temperature
-    for _ in range(iterations):
-        log_q = log_q - _logsumexp_over_ranks(log_q)
-        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp()
-
-
-def _logsumexp_over_ranks(x: Float[Tensor, "N K"]) -> Float[Tensor, "1 K"]:
-    lowest = torch.finfo(x.dtype).min  # a rank may hold no sample (no masked patch), which must not enter the maximum
-    local = x.amax(dim=0, keepdim=True) if len(x) else x.new_full((1, x.shape[1]), lowest)
-    peak = collectives.all_max(local)
-    return peak + collectives.all_sum((x - peak).exp().sum(dim=0, keepdim=True)).log()
+    # A rank may hold no sample (no masked patch), which must not enter the maximum.
+    nothing = scores.new_full(scores.shape[1:], torch.finfo(torch.float32).min, dtype=torch.float32)
+    peak = collectives.all_max(scores.amax(dim=0).float() if len(scores) else nothing)
+    # Without autocast, and by mv, since a GPU may take products of matrices in TensorFloat-32: sums stay in float32.
+    with torch.autocast(scores.device.type, enabled=False):
+        e = (scores - peak).float().mul_(1 / temperature)
+        largest = e.amax(dim=1, keepdim=True)
+        e.sub_(largest).exp_()
+        rows, columns = largest.squeeze(1).exp_(), torch.ones_like(peak)
+        for _ in range(iterations):
+            sums = collectives.all_sum(e.T.mv(rows))
+            columns = sums.mean() / sums  # the mean is N_total / K; without it the vectors would drift apart for ever
+            rows = e.mv(columns).reciprocal_()
+        return e.mul_(columns).mul_(rows.unsqueeze(1))

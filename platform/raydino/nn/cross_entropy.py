@@ -5,7 +5,7 @@ softmax and reads each again. Here a few rows at a time go through all of it whi
 the place of the scores, which nothing reads again: fresh memory costs a CPU ten times what writing to it does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,7 @@ def cross_entropy(
     masses: Sequence[float],
     *,
     temperature: float,
+    fused: bool = False,
 ) -> Float[Tensor, "V N"]:
     """For every view v and row n, with target p = targets[v][n], which sums to masses[v], and scores s = scores[v, n]:
 
@@ -34,32 +35,30 @@ def cross_entropy(
     Its gradient is (masses[v] * softmax(s / temperature) - p) / temperature; targets get none. In float32 or more.
 
     Where a gradient is wanted, the scores are overwritten: use no others of them afterwards.
+
+    `fused`: on a GPU, as one Triton kernel (cross_entropy_triton.py). It knows no float64, which torch goes on to compute.
     """
     if not torch.is_grad_enabled():
         scores = scores.detach()  # says that no gradient is wanted
-    return _CrossEntropy.apply(scores, temperature, tuple(masses), *targets)  # pyright: ignore[reportReturnType]
+    compute = _in_pieces
+    if fused and scores.dtype != torch.float64:
+        from raydino.nn.cross_entropy_triton import forward as compute  # Triton is not everywhere where torch is
+    return _CrossEntropy.apply(scores, temperature, compute, tuple(masses), *targets)  # pyright: ignore[reportReturnType]
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, scores: Tensor, temperature: float, masses: tuple[float, ...], *targets: Tensor
+        ctx: Any,
+        scores: Tensor,
+        temperature: float,
+        compute: Callable[..., Tensor],
+        masses: tuple[float, ...],
+        *targets: Tensor,
     ) -> Tensor:
         wanted, scores = ctx.needs_input_grad[0], scores.detach()
-        precision = torch.promote_types(scores.dtype, torch.float32)
-        losses = scores.new_empty(scores.shape[:2], dtype=precision)
-        step = max(1, (CACHED if scores.device.type == "cpu" else AT_ONCE) // scores.shape[2])
-        for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
-            for begin in islice(range(0, scores.shape[1], step), PIECES):
-                rows = slice(begin, begin + step)
-                wished = target[rows].to(precision)
-                scaled = scores[view, rows].to(precision) * (1 / temperature)
-                probs = torch.softmax(scaled, dim=1)
-                # the largest score's probability is 1 / sum(exp(s - largest))
-                normaliser = scaled.amax(dim=1) - probs.amax(dim=1).log()
-                losses[view, rows] = mass * normaliser - torch.linalg.vecdot(wished, scaled)
-                if wanted:
-                    torch.sub(wished, probs, alpha=mass, out=scores[view, rows])  # its negative, for one operation less
+        with torch.autocast(scores.device.type, enabled=False):  # it would take products in bfloat16
+            losses = compute(scores, targets, masses, temperature=temperature, wanted=wanted)
         ctx.temperature, ctx.gradient = temperature, scores if wanted else None
         return losses
 
@@ -71,3 +70,24 @@ class _CrossEntropy(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
         scale = (outer[0] / -ctx.temperature).unsqueeze(-1)
         return gradient.mul_(scale), *(None for _ in ctx.needs_input_grad[1:])
+
+
+def _in_pieces(
+    scores: Tensor, targets: Sequence[Tensor], masses: Sequence[float], *, temperature: float, wanted: bool
+) -> Tensor:
+    """The losses, and where `wanted` p - mass * softmax in place of the scores, a few rows of a view at a time."""
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    losses = scores.new_empty(scores.shape[:2], dtype=precision)
+    step = max(1, (CACHED if scores.device.type == "cpu" else AT_ONCE) // scores.shape[2])
+    for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
+        for begin in islice(range(0, scores.shape[1], step), PIECES):
+            rows = slice(begin, begin + step)
+            wished = target[rows].to(precision)
+            scaled = scores[view, rows].to(precision) * (1 / temperature)
+            probs = torch.softmax(scaled, dim=1)
+            # the largest score's probability is 1 / sum(exp(s - largest))
+            normaliser = scaled.amax(dim=1) - probs.amax(dim=1).log()
+            losses[view, rows] = mass * normaliser - torch.linalg.vecdot(wished, scaled)
+            if wanted:
+                torch.sub(wished, probs, alpha=mass, out=scores[view, rows])  # its negative, for one operation less
+    return losses

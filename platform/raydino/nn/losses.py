@@ -18,6 +18,7 @@ def dino_loss(
     teacher_probs: Float[Tensor, "T B K"],
     temperature: float,
     global_views: int | None = None,
+    fused: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy over all pairs of a teacher view and a *different* student view (DINO, equation 3 and algorithm 1).
 
@@ -30,6 +31,8 @@ def dino_loss(
                     term = mean over b of cross_entropy(teacher_probs[q, b], student_scores[v, b] / temperature)
                     (global_sum if v < global_views else local_sum) += term
         return global_sum / pairs, local_sum / pairs        # pairs = T * S - T
+
+    `fused`, here and below, is that of `cross_entropy`.
 
     Returns:
         The share of global student views and the share of local ones; their sum is DINO's loss.
@@ -45,6 +48,7 @@ def dino_loss(
         [*others, *[all_targets] * (students - views)],
         [views - 1.0] * views + [float(views)] * (students - views),
         temperature=temperature,
+        fused=fused,
     ).mean(dim=1)
     return entropies[:global_views].sum() / pairs, entropies[global_views:].sum() / pairs
 
@@ -56,6 +60,7 @@ def ibot_loss(
     weights: Float[Tensor, " M"],
     crops: int,
     temperature: float,
+    fused: bool = False,
 ) -> Float[Tensor, ""]:
     """Cross-entropy on masked patches, averaged per crop, then over all crops, unmasked ones counting 0 (iBOT, equation 3).
 
@@ -64,7 +69,7 @@ def ibot_loss(
 
     `weights[m]` is 1 / (number of masked patches in m's crop).
     """
-    entropies = cross_entropy(student_scores[None], [teacher_probs], [1.0], temperature=temperature)
+    entropies = cross_entropy(student_scores[None], [teacher_probs], [1.0], temperature=temperature, fused=fused)
     return (entropies[0] * weights).sum() / crops
 
 

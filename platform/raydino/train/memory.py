@@ -56,12 +56,19 @@ class Memory:
 
 
 def estimate(
-    loop: steps.Loop, batch: Batch, *, workers: int, parallel: Literal["ddp", "fsdp"], device: Literal["cpu", "cuda"]
+    loop: steps.Loop,
+    batch: Batch,
+    *,
+    workers: int,
+    parallel: Literal["ddp", "fsdp"],
+    device: Literal["cpu", "cuda"],
+    fused_losses: bool = False,
 ) -> Memory:
     """The memory of one of `workers` workers on `device`, which share as `cluster.parallel` says.
 
     `loop` is made as for one worker, on the meta device and in the precision of `device`, and of no further use; `batch` is a
-    micro-batch as it comes: uint8 crops, and of the masks the number of masked patches counts.
+    micro-batch as it comes: uint8 crops, and of the masks the number of masked patches counts. With `fused_losses` the
+    cross-entropy is a kernel that has no temporaries.
     """
     masked = 0 if batch.masks is None else int(batch.masks.sum())
     repeats = min(
@@ -72,7 +79,7 @@ def estimate(
         counted = {"cast": 0.0, "gradient": 1 / workers if repeats == 1 else 1.0}
     else:  # several replicas have a place for all gradients all the time
         counted = {"cast": 1.0, "gradient": 1.0 if workers == 1 else 0.0}
-    with FakeTensorMode(), _as_on(device):
+    with FakeTensorMode(), _as_on(device, pieces=0 if fused_losses else 2):
         loop.method._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         loop = replace(loop, device=torch.device("cpu"), accumulate=repeats)
         with _Ledger(loop.method, masked, {"other": 1.0, **counted}) as ledger:
@@ -179,13 +186,13 @@ def _storage(tensor: Tensor) -> int:
 
 
 @contextmanager
-def _as_on(device: Literal["cpu", "cuda"]) -> Iterator[None]:
-    """The cross-entropy takes as many scores at once as on `device`, and two pieces of them: the others are like those, and
+def _as_on(device: Literal["cpu", "cuda"], *, pieces: int) -> Iterator[None]:
+    """The cross-entropy takes as many scores at once as on `device`, and the first `pieces` of a view: others are like them, and
     thousands of them would be most of the time that an estimate takes."""
     before = cross_entropy.CACHED
     if device != "cpu":
         cross_entropy.CACHED = cross_entropy.AT_ONCE
-    cross_entropy.PIECES = 2
+    cross_entropy.PIECES = pieces
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -120,6 +121,23 @@ def recompute_blocks(backbone: Backbone) -> None:
         raise ConfigError("cluster.checkpoint_activations: a convolutional network has no such blocks; set it to false")
     for block in backbone.blocks():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def fuse_losses(method: Method, device: torch.device) -> None:
+    """Have one Triton kernel compute the losses over prototypes.
+
+    Raises:
+        ConfigError: there is no GPU for it, or no Triton, which torch for Linux brings along.
+    """
+    if device.type == "cpu":
+        raise ConfigError(
+            "cluster.losses = triton: this worker has no GPU, where alone Triton computes; set it to torch"
+        )
+    if find_spec("triton") is None:
+        raise ConfigError(
+            "cluster.losses = triton: Triton is not installed on this worker; install it, or set it to torch"
+        )
+    method.fused_losses = True
 
 
 def has_batch_norm(module: nn.Module) -> bool:

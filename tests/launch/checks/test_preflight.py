@@ -62,6 +62,11 @@ def test_check__a_sound_run_has_nothing_to_say(tmp_path):
             {"cluster": {"checkpoint_activations": True}, "facts": {"blocks": 0}},
             ["cluster.checkpoint_activations = True", "set it to False", "cluster.accumulate"],
         ),
+        ({"cluster": {"losses": "triton"}}, ["cluster.losses = triton", "GPUs only", "use torch"]),
+        (
+            {"cluster": {"losses": "triton"}, "machine": {"gpus": 1, "triton": False}},
+            ["cluster.losses = triton", "not installed", "use torch"],
+        ),
         ({"cluster": {"workers": 4}, "machine": {"gpus": 2}}, ["cluster.workers = 4", "this machine has 2"]),
         ({"machine": {"python": (3, 10)}}, ["Python 3.10", "3.11"]),
         ({"machine": {"temporary_used": 0.97}}, ["97% full", "RAY_TMPDIR"]),

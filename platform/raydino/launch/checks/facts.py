@@ -85,7 +85,7 @@ def _traced(recipe: Recipe, cluster: ClusterConfig) -> Memory:
     on_gpu = cluster.use_gpu(torch.cuda.device_count())
     precision = cluster.precision_on(native_bf16=on_gpu or native_bf16(torch.device("cpu")))
     attention = cluster.attention_on(on_cpu=not on_gpu, precision=precision, tokens=recipe.tokens)
-    settings = {"precision": precision, "attention": attention, "parallel": "ddp", "compile": False}
+    settings = {"precision": precision, "attention": attention, "parallel": "ddp", "compile": False, "losses": "torch"}
     with torch.device("meta"):
         loop = build_loop(recipe, cluster.override(settings), torch.device("meta"))
     return estimate(
@@ -94,6 +94,7 @@ def _traced(recipe: Recipe, cluster: ClusterConfig) -> Memory:
         workers=cluster.workers,
         parallel=cluster.parallel,
         device="cuda" if on_gpu else "cpu",
+        fused_losses=cluster.losses == "triton",
     )
 
 

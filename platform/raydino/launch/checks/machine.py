@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 PYTHON_LEAST = (3, 11)
@@ -27,6 +28,8 @@ class Machine:
     """Version of Ray, "" if it is not installed."""
     gpu_memory: int = 0
     """Bytes of memory of its smallest GPU; 0 without, or where the driver does not tell."""
+    triton: bool = True
+    """Whether Triton is installed, which comes with torch on Linux alone."""
     temporary_used: float = 0.0
     """Share that is used of the disk on which Ray keeps its session and spills."""
 
@@ -60,6 +63,7 @@ def this_machine() -> Machine:
         shared_memory=shared,
         python=(sys.version_info.major, sys.version_info.minor),
         ray=ray,
+        triton=find_spec("triton") is not None,
         temporary_used=_used(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
     )
 

@@ -157,6 +157,10 @@ def _network_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machin
             f"cluster.workers = {cluster.workers}: {recipe.backbone.name} has batch norm, which torch synchronises on GPUs only; "
             "use 1 worker, or a network without it (a ViT or ConvNeXt)."
         )
+    if cluster.losses == "triton" and not on_gpu:
+        faults.append("cluster.losses = triton: Triton computes on GPUs only, and the workers take none; use torch.")
+    elif cluster.losses == "triton" and cluster.is_local and not machine.triton:
+        faults.append("cluster.losses = triton: Triton is not installed in this environment; install it, or use torch.")
     return faults
 
 

@@ -47,7 +47,14 @@ from raydino.tracking.run import DATA_ROWS, RUN_PROGRESS_AT, RUN_STEPS
 from raydino.train.checkpoint import step_of
 from raydino.train.guard import Guard, UnhealthyError
 from raydino.train.optim import build_optimizer
-from raydino.train.parallel import compile_blocks, distribute, keep_freed_memory, native_bf16, recompute_blocks
+from raydino.train.parallel import (
+    compile_blocks,
+    distribute,
+    fuse_losses,
+    keep_freed_memory,
+    native_bf16,
+    recompute_blocks,
+)
 from raydino.train.steps import Loop, StepReport, training_steps
 from raydino.train.verify import CheckpointError
 from raydino.views import Batch
@@ -216,6 +223,8 @@ def build_loop(
     if cluster.compile:
         for network in method.networks():
             compile_blocks(network.backbone)
+    if cluster.losses == "triton":
+        fuse_losses(method, device)
     if cluster.checkpoint_activations:
         recompute_blocks(method.student.backbone)
     module = distribute(method, device, parallel=cluster.parallel, compute=precision, reduce=cluster.gradient_reduction)
