@@ -2,11 +2,11 @@
 
 Two published ways: subtract a running centre and sharpen (DINO, section 3.1), or three Sinkhorn-Knopp iterations
 (SwAV; DINOv2, section 4). A softmax alone is what ablations compare them with.
-Letters: N samples of this rank, K prototypes.
+Letters: N samples of this rank, K prototypes. Samples that are not `valid` are there for the sake of N: they count for nothing.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from raydino import collectives
@@ -15,8 +15,10 @@ from raydino import collectives
 class Centering(nn.Module):
     """From teacher scores to targets, with whatever has to be remembered between steps."""
 
-    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
-        """Targets, each row summing to 1, without gradient."""
+    def forward(
+        self, scores: Float[Tensor, "N K"], *, temperature: float, valid: Bool[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N K"]:
+        """Targets without gradient, each row of a `valid` sample (None: all are) summing to 1, every other one finite."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def update(self) -> None:
@@ -39,13 +41,18 @@ class SoftmaxCentering(Centering):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(prototypes))
-        self._seen: list[tuple[Tensor, int]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
+    def forward(
+        self, scores: Float[Tensor, "N K"], *, temperature: float, valid: Bool[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N K"]:
         """Targets, each row summing to 1."""
         scores = scores.float()
-        self._seen.append((scores.sum(dim=0), len(scores)))
+        if valid is None:
+            self._seen.append((scores.sum(dim=0), scores.new_full((), float(len(scores)))))
+        else:
+            self._seen.append((scores.masked_fill(~valid[:, None], 0.0).sum(dim=0), valid.float().sum()))
         return torch.softmax((scores - self.center) / temperature, dim=-1)
 
     @torch.no_grad()
@@ -53,9 +60,8 @@ class SoftmaxCentering(Centering):
         """Move the centre towards the mean of the scores seen since the last call. All ranks call it together."""
         if not self._seen:  # no loss asks for these targets; so on all ranks
             return
-        total = torch.stack([seen for seen, _ in self._seen]).sum(dim=0)
-        count = total.new_tensor([float(sum(n for _, n in self._seen))])
-        total, count = collectives.all_sum(torch.cat([total, count])).split([len(total), 1])
+        total, count = (torch.stack(parts).sum(dim=0) for parts in zip(*self._seen, strict=True))
+        total, count = collectives.all_sum(torch.cat([total, count[None]])).split([len(total), 1])
         self._seen.clear()
         mean = total / count.clamp(min=1.0)
         self.center.lerp_(torch.where(count > 0, mean, self.center), 1.0 - self.momentum)
@@ -69,7 +75,9 @@ class NoCentering(Centering):
     """softmax(scores / temperature): sharpening alone, with which one prototype takes all (DINO, section 5.3)."""
 
     @torch.no_grad()
-    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
+    def forward(
+        self, scores: Float[Tensor, "N K"], *, temperature: float, valid: Bool[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N K"]:
         """Targets, each row summing to 1."""
         return torch.softmax(scores.float() / temperature, dim=-1)
 
@@ -82,12 +90,16 @@ class SinkhornKnopp(Centering):
         self.iterations = iterations
 
     @torch.no_grad()
-    def forward(self, scores: Float[Tensor, "N K"], *, temperature: float) -> Float[Tensor, "N K"]:
-        """Targets, each row summing to 1."""
-        return sinkhorn_knopp(scores, temperature=temperature, iterations=self.iterations)
+    def forward(
+        self, scores: Float[Tensor, "N K"], *, temperature: float, valid: Bool[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N K"]:
+        """Targets, each row summing to 1, those of samples that are not `valid` 0."""
+        return sinkhorn_knopp(scores, temperature=temperature, iterations=self.iterations, valid=valid)
 
 
-def sinkhorn_knopp(scores: Float[Tensor, "N K"], *, temperature: float, iterations: int = 3) -> Float[Tensor, "N K"]:
+def sinkhorn_knopp(
+    scores: Float[Tensor, "N K"], *, temperature: float, iterations: int = 3, valid: Bool[Tensor, " N"] | None = None
+) -> Float[Tensor, "N K"]:
     """Alternate normalisation of prototypes (over all ranks) and samples of exp(scores / temperature), in log space.
 
         Q = exp(scores / temperature)
@@ -95,17 +107,20 @@ def sinkhorn_knopp(scores: Float[Tensor, "N K"], *, temperature: float, iteratio
         return Q * N_total
 
     The constant factors cancel in the next normalisation and are left out. Exponentiating first would overflow float32 once a
-    score exceeds 88 * temperature.
+    score exceeds 88 * temperature. Samples that are not `valid` enter no sum over samples, and their rows are 0.
     """
     log_q = scores.float() / temperature
     for _ in range(iterations):
-        log_q = log_q - _logsumexp_over_ranks(log_q)
+        log_q = log_q - _logsumexp_over_ranks(log_q, valid)
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp()
+    targets = log_q.exp()
+    return targets if valid is None else targets.masked_fill_(~valid[:, None], 0.0)
 
 
-def _logsumexp_over_ranks(x: Float[Tensor, "N K"]) -> Float[Tensor, "1 K"]:
+def _logsumexp_over_ranks(x: Float[Tensor, "N K"], valid: Bool[Tensor, " N"] | None) -> Float[Tensor, "1 K"]:
     lowest = torch.finfo(x.dtype).min  # a rank may hold no sample (no masked patch), which must not enter the maximum
+    if valid is not None:
+        x = x.masked_fill(~valid[:, None], lowest)
     local = x.amax(dim=0, keepdim=True) if len(x) else x.new_full((1, x.shape[1]), lowest)
     peak = collectives.all_max(local)
     return peak + collectives.all_sum((x - peak).exp().sum(dim=0, keepdim=True)).log()
