@@ -45,7 +45,8 @@ from raydino.views import Batch  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 GOAL = 2.5  # with AMX; 1.0 without
 DIFFERENT_BATCHES = 4
-FIXED_SHAPES = "with fixed shapes"
+Swapped = Callable[[], AbstractContextManager[Callable[[Batch], Batch] | None]]
+"""What a step is taken within; it may give what changes batches."""
 
 
 def losses_by_crop(
@@ -106,6 +107,12 @@ def as_published() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fixed_shapes(recipe: Recipe) -> Iterator[Callable[[Batch], Batch]]:
+    """What gives batches their padding (`cluster.fixed_shapes`)."""
+    yield partial(with_fixed_shapes, recipe, workers=1, micro_batch=recipe.global_batch)
+
+
 def plain_optimizer(loop: Loop) -> Loop:
     """The same groups under AdamW as torch makes it where nothing is asked for."""
     for group in loop.optimizer.param_groups:
@@ -121,7 +128,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Callable[[], AbstractContextManager[None]]]]:
+def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Swapped]]:
     """Every way of doing the step by name: its loop, and what is swapped around it. All start from the same weights."""
 
     def loop(**fields: object) -> Loop:
@@ -138,7 +145,7 @@ def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Callabl
         "AdamW tensor by tensor": (plain_optimizer(loop()), nullcontext),
         "no guard": (loop(), unguarded),
         "with compiled blocks": (loop(compile=True), nullcontext),
-        FIXED_SHAPES: (loop(), nullcontext),  # of other batches
+        "with fixed shapes": (loop(), partial(fixed_shapes, recipe)),
     }
     if loop().precision == "fp32":
         del ways["in float32"]
@@ -178,25 +185,23 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ways = sides(recipe, device)
     made = [random_batch(recipe, recipe.global_batch, step=step).to(device) for step in range(DIFFERENT_BATCHES)]
-    padded = [with_fixed_shapes(recipe, batch, workers=1, micro_batch=recipe.global_batch) for batch in made]
-    given = {name: padded if name == FIXED_SHAPES else made for name in ways}
-    first = {name: one_step(*way, given[name][0]) for name, way in ways.items()}
+    first = {name: one_step(*way, made[0]) for name, way in ways.items()}
     for name, (loop, _) in ways.items():
         apart = abs(first[name] / first["published, fp32"] - 1)
         assert apart < (0.01 if loop.precision == "bf16" else 1e-4), (name, first)
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-1, arguments.rounds):  # the first turn warms up
         for name, way in ways.items():
-            took = seconds(partial(one_step, *way, given[name][turn % DIFFERENT_BATCHES]), device)
+            took = seconds(partial(one_step, *way, made[turn % DIFFERENT_BATCHES]), device)
             if turn >= 0:
                 spent[name].append(took)
     report(arguments, recipe, device, ways["raydino"][0], spent)
 
 
-def one_step(loop: Loop, swapped: Callable[[], AbstractContextManager[None]], batch: Batch) -> float:
+def one_step(loop: Loop, swapped: Swapped, batch: Batch) -> float:
     """The loss of one step on `batch`."""
-    with swapped():
-        return float(train_step(loop, batch).metrics[LOSS_TOTAL])
+    with swapped() as changed:
+        return float(train_step(loop, changed(batch) if changed else batch).metrics[LOSS_TOTAL])
 
 
 def report(

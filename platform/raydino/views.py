@@ -160,11 +160,11 @@ class Batch:
     """int64 [B], -1 where the image has none; None unless `Views.labels` asked for them."""
     masked: "Tensor | None" = None
     """int64 [M], where the True of `masks` lie among all V * B * P; found before a batch goes to a GPU (`to`), because asking a
-    GPU how many there are would wait for all it has to do. With `most_masked`, some False follow them."""
-    most_masked: int | None = None
-    """M in every micro-batch, which then has at most so many True; None: as many as there are."""
+    GPU how many there are would wait for all it has to do. With `most_masked` places of False follow them."""
     colours: "Mapping[str, Tensor] | None" = None
     """By group float32 [V, B, D], the changes of colour that the device is still to make (data/colour.py); None for none."""
+    most_masked: int | None = None
+    """M of `masked` in every micro-batch, the most that can be masked; None: as many as are."""
 
     @property
     def images(self) -> int:
