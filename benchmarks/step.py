@@ -42,11 +42,12 @@ from raydino.train import steps  # noqa: E402
 from raydino.train.steps import Loop, train_step  # noqa: E402
 from raydino.views import Batch  # noqa: E402
 
+Swapped = Callable[[], AbstractContextManager[Callable[[Batch], Batch] | None]]
+"""What a step is taken within; it may give what changes batches."""
+
 RESULTS = ROOT / "benchmarks" / "results"
 GOAL = 2.5  # with AMX; 1.0 without
 DIFFERENT_BATCHES = 4
-Swapped = Callable[[], AbstractContextManager[Callable[[Batch], Batch] | None]]
-"""What a step is taken within; it may give what changes batches."""
 
 
 def losses_by_crop(
