@@ -111,16 +111,16 @@ def sinkhorn_knopp(
     """
     log_q = scores.float() / temperature
     for _ in range(iterations):
-        log_q = log_q - _logsumexp_over_ranks(log_q, valid)
+        if valid is not None:  # every time, because a row of them sums to 1 after it
+            log_q.masked_fill_(~valid[:, None], torch.finfo(log_q.dtype).min)
+        log_q = log_q - _logsumexp_over_ranks(log_q)
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
     targets = log_q.exp()
     return targets if valid is None else targets.masked_fill_(~valid[:, None], 0.0)
 
 
-def _logsumexp_over_ranks(x: Float[Tensor, "N K"], valid: Bool[Tensor, " N"] | None) -> Float[Tensor, "1 K"]:
+def _logsumexp_over_ranks(x: Float[Tensor, "N K"]) -> Float[Tensor, "1 K"]:
     lowest = torch.finfo(x.dtype).min  # a rank may hold no sample (no masked patch), which must not enter the maximum
-    if valid is not None:
-        x = x.masked_fill(~valid[:, None], lowest)
     local = x.amax(dim=0, keepdim=True) if len(x) else x.new_full((1, x.shape[1]), lowest)
     peak = collectives.all_max(local)
     return peak + collectives.all_sum((x - peak).exp().sum(dim=0, keepdim=True)).log()
