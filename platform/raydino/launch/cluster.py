@@ -76,7 +76,7 @@ class ClusterConfig(Config):
     of the student, for most of the memory."""
     fixed_shapes: bool = False
     """Pad the masked patches of every micro-batch to the most that there can be, with weight 0: the tensors of all steps have the
-    same shapes. 1 to 10 % of the patch head's rows are then padding, with `accumulate` more than half."""
+    same shapes. In the presets 1 to 10 % of the patch head's rows are then padding, with `accumulate` more than half."""
     gradient_reduction: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic in which gradients are averaged over workers; bf16 halves what they send, for networks of machines that are
     slower than the step, and rounds every gradient to 8 bits."""
