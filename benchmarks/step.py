@@ -39,13 +39,16 @@ from presets import DINOV2  # noqa: E402
 
 from raydino.launch.checks.facts import random_batch  # noqa: E402
 from raydino.launch.cluster import ClusterConfig  # noqa: E402
-from raydino.launch.workers.worker import build_loop  # noqa: E402
+from raydino.launch.workers.worker import build_loop, with_fixed_shapes  # noqa: E402
 from raydino.methods import dinov2, method  # noqa: E402
 from raydino.recipe import Recipe  # noqa: E402
 from raydino.tracking.run import LOSS_TOTAL  # noqa: E402
 from raydino.train import steps  # noqa: E402
 from raydino.train.steps import Loop, train_step  # noqa: E402
 from raydino.views import Batch  # noqa: E402
+
+Swapped = Callable[[], AbstractContextManager[Callable[[Batch], Batch] | None]]
+"""What a step is taken within; it may give what changes batches."""
 
 RESULTS = ROOT / "benchmarks" / "results"
 GOAL = 2.5  # with AMX; 1.0 without
@@ -112,6 +115,12 @@ def as_published() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fixed_shapes(recipe: Recipe) -> Iterator[Callable[[Batch], Batch]]:
+    """What gives batches their padding (`cluster.fixed_shapes`)."""
+    yield partial(with_fixed_shapes, recipe, workers=1, micro_batch=recipe.global_batch)
+
+
 def plain_optimizer(loop: Loop) -> Loop:
     """The same groups under AdamW as torch makes it where nothing is asked for."""
     for group in loop.optimizer.param_groups:
@@ -127,7 +136,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Callable[[], AbstractContextManager[None]]]]:
+def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Swapped]]:
     """Every way of doing the step by name: its loop, and what is swapped around it. All start from the same weights."""
 
     def loop(**fields: object) -> Loop:
@@ -144,6 +153,7 @@ def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Callabl
         "AdamW tensor by tensor": (plain_optimizer(loop()), nullcontext),
         "no guard": (loop(), unguarded),
         "with compiled blocks": (loop(compile=True), nullcontext),
+        "with fixed shapes": (loop(), partial(fixed_shapes, recipe)),
     }
     if device.type == "cuda" and find_spec("triton") is not None:
         ways["with Triton losses"] = (loop(losses="triton"), nullcontext)
@@ -236,10 +246,10 @@ def main() -> None:
     report(arguments, recipe, device, ways["raydino"][0], spent)
 
 
-def one_step(loop: Loop, swapped: Callable[[], AbstractContextManager[None]], batch: Batch) -> float:
+def one_step(loop: Loop, swapped: Swapped, batch: Batch) -> float:
     """The loss of one step on `batch`."""
-    with swapped():
-        return float(train_step(loop, batch).metrics[LOSS_TOTAL])
+    with swapped() as changed:
+        return float(train_step(loop, changed(batch) if changed else batch).metrics[LOSS_TOTAL])
 
 
 def report(

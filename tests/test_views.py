@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from raydino.config import ConfigError
 from raydino.views import Batch, Crops, Masks, Normalisation, Views
 
 
@@ -43,6 +46,28 @@ def test_to__moves_everything_and_keeps_the_rest():
 def test_to__says_where_the_masks_are():
     batch = a_batch()
     assert np.array_equal(batch.to("cpu").masked, np.flatnonzero(batch.masks.numpy()))
+
+
+@pytest.mark.parametrize("more", [0, 1, 32])  # up to all patches
+def test_to__with_the_most_that_are_masked_other_patches_follow(more):
+    batch = a_batch()
+    count = int(batch.masks.sum())
+    places = replace(batch, most_masked=count + more).to("cpu").masked.numpy()
+    assert np.array_equal(places[:count], np.flatnonzero(batch.masks.numpy()))
+    assert len(np.unique(places)) == len(places) == count + more
+    assert not batch.masks.flatten()[places[count:]].any()
+
+
+def test_to__more_masked_than_can_be_is_refused():
+    batch = a_batch()
+    count = int(batch.masks.sum())
+    with pytest.raises(ConfigError, match=rf"fixed_shapes = True: {count} patches.*at most {count - 1} .*to false"):
+        replace(batch, most_masked=count - 1).to("cpu")
+
+
+def test_split__every_part_has_as_many_rows():
+    parts = replace(a_batch(), most_masked=16).split(3)
+    assert [len(part.to("cpu").masked) for part in parts] == [16, 16, 16]
 
 
 def test_normalisation__is_the_formula_in_numpy():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from raydino.config import Config
+from raydino.config import Config, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -160,9 +160,11 @@ class Batch:
     """int64 [B], -1 where the image has none; None unless `Views.labels` asked for them."""
     masked: "Tensor | None" = None
     """int64 [M], where the True of `masks` lie among all V * B * P; found before a batch goes to a GPU (`to`), because asking a
-    GPU how many there are would wait for all it has to do."""
+    GPU how many there are would wait for all it has to do. With `most_masked` places of False follow them."""
     colours: "Mapping[str, Tensor] | None" = None
     """By group float32 [V, B, D], the changes of colour that the device is still to make (data/colour.py); None for none."""
+    most_masked: int | None = None
+    """M of `masked` in every micro-batch, the most that can be masked; None: as many as are."""
 
     @property
     def images(self) -> int:
@@ -170,7 +172,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: "torch.device") -> "Batch":
-        """The batch on another device, `masked` with it."""
+        """The batch on another device, `masked` with it. Raises ConfigError if more are masked than `most_masked`."""
 
         def there(tensor: "Tensor | None") -> "Tensor | None":
             return None if tensor is None else tensor.to(device, non_blocking=True)
@@ -178,7 +180,7 @@ class Batch:
         def all_there(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
             return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
-        masked = None if self.masks is None else self.masks.flatten().nonzero().squeeze(1)
+        masked = None if self.masks is None else _true_of(self.masks.flatten(), self.most_masked)
         return replace(
             self,
             crops=all_there(self.crops),
@@ -202,7 +204,20 @@ class Batch:
                 step=self.step,
                 labels=None if self.labels is None else self.labels[part],
                 colours=None if self.colours is None else {name: own[:, part] for name, own in self.colours.items()},
+                most_masked=self.most_masked,
             )
+
+
+def _true_of(mask: "Tensor", most: int | None) -> "Tensor":
+    """Where `mask` is True, ascending; to make `most`, the first places where it is not come after those."""
+    if most is None:
+        return mask.nonzero().squeeze(1)
+    if (count := int(mask.sum())) > most:
+        raise ConfigError(
+            f"cluster.fixed_shapes = True: {count:,} patches are masked in a micro-batch, and by method.masks at most {most:,} "
+            "can be; draw the masks as it says, or set cluster.fixed_shapes to false."
+        )
+    return mask.argsort(descending=True, stable=True)[:most]
 
 
 class Normalisation(Config):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raydino.data.masks import block_masks
+from raydino.data.masks import block_masks, lanes_masks, most_masked
 from raydino.views import Masks
 
 
@@ -98,6 +98,45 @@ def test_block_masks__none_masked():
 def test_block_masks__bad_sizes():
     with pytest.raises(ValueError, match="grid = 0"):
         draw(grid=0)
+
+
+def slow_most(masks, patches, lanes, images, views, micro_batch):
+    """Image by image: every lane gives a micro-batch the largest of its strata for as many crops as it has there."""
+    crops = views * images
+    masked = math.floor(crops * masks.probability)
+    low, high = masks.ratio
+    most = 0
+    for start in range(0, lanes * images, micro_batch):
+        of_lane = [slot % lanes for slot in range(start, start + micro_batch)]
+        total = 0
+        for lane in range(lanes):
+            strata = range(masked - min(masked, views * of_lane.count(lane)), masked)
+            total += sum(math.floor(patches * (low + (high - low) * (i + 1) / masked)) for i in strata)
+        most = max(most, total)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("lanes", "images", "micro_batch"),
+    [(1, 64, 64), (4, 8, 32), (4, 8, 16), (4, 8, 8), (4, 8, 2), (3, 4, 6), (3, 4, 4), (8, 1, 4), (2, 6, 3)],
+)
+@pytest.mark.parametrize("masks", [Masks(), Masks(probability=0.3, ratio=(0.2, 0.7)), Masks(probability=0.0)])
+def test_most_masked__is_the_slow_count_and_holds_for_every_micro_batch(lanes, images, micro_batch, masks):
+    most = most_masked(masks, patches=196, lanes=lanes, images=images, views=2, micro_batch=micro_batch)
+    assert most == slow_most(masks, 196, lanes, images, 2, micro_batch)
+    counts = []
+    for step in range(8):
+        drawn = lanes_masks(masks, grid=(14, 14), seed=0, step=step, lanes=range(lanes), images=images, views=2)
+        counts += [drawn[:, i : i + micro_batch].sum() for i in range(0, lanes * images, micro_batch)]
+    assert max(counts) <= most
+    if micro_batch == lanes * images and masks.probability:  # no chance in who has which stratum
+        assert min(counts) > 0.7 * most
+
+
+def test_lanes_masks__lanes_take_turns():
+    drawn = lanes_masks(Masks(), grid=(4, 4), seed=7, step=3, lanes=range(1, 6, 2), images=4, views=2)
+    for column, lane in enumerate((1, 3, 5)):
+        assert (drawn[:, column::3] == draw(3, grid=4, images=4, seed=7, lane=lane)).all()
 
 
 @pytest.mark.parametrize("grid", [(2, 8), (14, 7), (1, 5)])

@@ -166,6 +166,40 @@ def _on_ranks(rank: int) -> dict[str, torch.Tensor]:
     return {"center": centering.center, "targets": collectives.gather_rows(targets)}
 
 
+def _padded_on_ranks(rank: int) -> dict[str, torch.Tensor]:
+    """What `_on_ranks` gives, with rows between its own that do not count; of three ranks the last has no others."""
+    from raydino import collectives
+
+    scores = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    mine = {1: [scores], 3: [scores[:3], scores[3:], scores[:0]]}[collectives.world_size()][rank]
+    valid = torch.zeros(20, dtype=torch.bool)
+    valid[torch.randperm(20)[: len(mine)]] = True
+    padded = torch.full((20, 5), math.nan)  # whatever stands there
+    padded[~valid] = torch.tensor([math.nan, math.inf, 1e30, -1e30, 7.0])
+    padded[valid] = mine
+    centering = SoftmaxCentering(5, momentum=0.5)
+    centering(padded, temperature=1.0, valid=valid)
+    centering.update()
+    targets = sinkhorn_knopp(0.2 * padded, temperature=0.1, valid=valid)
+    assert not targets[~valid].any()
+    return {"center": centering.center, "targets": collectives.gather_rows(targets[valid])}
+
+
+def test_centering__samples_that_are_not_valid_count_for_nothing(gloo):
+    expected = gloo(_on_ranks, 1)[0]
+    for found in (*gloo(_padded_on_ranks, 1), *gloo(_padded_on_ranks, 3)):
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])
+
+
+def test_centering__no_valid_sample_at_all_leaves_the_centre_alone_and_targets_finite():
+    centering, valid = SoftmaxCentering(4, 0.9), torch.zeros(6, dtype=torch.bool)
+    centering(torch.randn(6, 4), temperature=1.0, valid=valid)
+    centering.update()
+    assert not centering.center.any()
+    assert not sinkhorn_knopp(torch.randn(6, 4), temperature=0.1, valid=valid).any()
+
+
 def test_centering__does_not_depend_on_the_number_of_workers(gloo):
     one, two = gloo(_on_ranks, 1)[0], gloo(_on_ranks, 2)
     for name in one:

@@ -1,10 +1,12 @@
 """Compiled blocks train like the blocks as they are, and are compiled as often as their calls differ."""
 
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from raydino import collectives
 from raydino.config import ConfigError
@@ -111,6 +113,23 @@ def test_compile_blocks__train_alike(gloo, backend: str, setting: dict, graphs: 
     plain, compiled, found, breaks = gloo(lambda _: compared(backend, **setting), workers)[0]
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)  # a step moves a weight by 1e-3
     assert (found, breaks) == (graphs, 0)
+
+
+def _heads_compiled(most_masked: int | None) -> int:
+    """How often the student's patch head is compiled in all steps."""
+    counter, loop = CompileCounter(), loop_of(compiled=False)
+    torch._dynamo.reset()
+    head = loop.method.student.ibot_head
+    head.forward = torch.compile(head.forward, backend=counter, dynamic=False)
+    for _ in training_steps(loop, (replace(batch, most_masked=most_masked) for batch in batches())):
+        pass
+    return counter.frame_count
+
+
+def test_fixed_shapes__a_compiled_head_is_compiled_once(gloo):
+    fixed, drawn = gloo(lambda _: (_heads_compiled(25), _heads_compiled(None)), 1)[0]
+    assert (fixed, drawn) == (1, len({int(batch.masks.sum()) for batch in batches()}))
+    assert drawn > 1
 
 
 def test_compile_blocks__a_convolutional_network_has_none():

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[MethodConfig, dict[str, object]]] = {
     "recomputed": (DINOv2Config(), {"recompute": True}),
     "recomputed_subsets": (DINOConfig(), {"recompute": True, "drop_path": 0.4}),
     "accumulated": (DINOv2Config(), {"accumulate": 2}),
+    "fixed_shapes": (DINOv2Config(centering="sinkhorn_knopp"), {"most_masked": 1500}),  # of 2048, where 300 are masked
     "weights": (DINOConfig(), WEIGHTS),
     "weights_sgd": (DINOConfig(), {**WEIGHTS, "optimizer": "sgd"}),
     "weights_lars": (DINOConfig(), {**WEIGHTS, "optimizer": "lars"}),
@@ -70,7 +71,7 @@ def loop_of(config: MethodConfig, device: str, parallel: str = "ddp", **settings
         )
 
 
-def batch_of(config: MethodConfig, step: int, images: int = 16) -> Batch:
+def batch_of(config: MethodConfig, step: int, images: int = 16, most_masked: int | None = None) -> Batch:
     crops = {
         "global": torch.randint(0, 256, (2, images, 3, 64, 64), dtype=torch.uint8),
         "local": torch.randint(0, 256, (4, images, 3, 32, 32), dtype=torch.uint8),
@@ -81,7 +82,8 @@ def batch_of(config: MethodConfig, step: int, images: int = 16) -> Batch:
         masks = torch.from_numpy(
             block_masks(views.masks, grid=(8, 8), seed=0, step=step, lane=0, images=images, views=2)
         )
-    return Batch(crops, masks, (b"",) * images, step, torch.zeros(images, dtype=torch.int64))
+    labels = torch.zeros(images, dtype=torch.int64)
+    return Batch(crops, masks, (b"",) * images, step, labels, most_masked=most_masked)
 
 
 def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **settings) -> int:
@@ -89,8 +91,8 @@ def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **sett
 
     Of several steps, after a first one, the least: gloo's threads let go of what they sent when they are next given a core.
     """
-    images = settings.pop("images", 16)
-    first, *others = (batch_of(config, step, images) for step in range(1 + steps))
+    images, most = settings.get("images", 16), settings.get("most_masked")
+    first, *others = (batch_of(config, step, images, most) for step in range(1 + steps))
     gc.collect()  # what a case before left in circles would be freed in this one's account
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         loop = loop_of(config, "cpu", parallel, **settings)
@@ -110,8 +112,8 @@ def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **sett
 
 
 def estimated(config: MethodConfig, parallel: str = "ddp", workers: int = 1, **settings) -> Memory:
-    images, parts = settings.pop("images", 16), settings.get("accumulate", 1)
-    batch = batch_of(config, 1, images)
+    parts = settings.get("accumulate", 1)
+    batch = batch_of(config, 1, settings.get("images", 16), settings.get("most_masked"))
     part = max(batch.split(parts), key=lambda part: 0 if part.masks is None else int(part.masks.sum()))
     return estimate(loop_of(config, "meta", **settings), part, workers=workers, parallel=parallel, device="cpu")
 

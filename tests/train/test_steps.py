@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from raydino import collectives
+from raydino.data.masks import block_masks
 from raydino.methods.config import DINOConfig, DINOv2Config, MethodConfig, SelfDistillationConfig, SupervisedConfig
 from raydino.nn.config import BackboneConfig, HeadConfig
 from raydino.schedule import constant
@@ -16,8 +19,8 @@ from raydino.train import checkpoint as cp
 from raydino.train.config import OptimConfig
 from raydino.train.optim import build_optimizer
 from raydino.train.parallel import replicate
-from raydino.train.steps import Loop, training_steps
-from raydino.views import Batch, Normalisation
+from raydino.train.steps import Loop, train_step, training_steps
+from raydino.views import Batch, Masks, Normalisation
 
 STEPS, IMAGES = 8, 8
 SMALL = {
@@ -112,16 +115,19 @@ OVER_RANKS = {
 }
 
 
-def _over_ranks(rank: int) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+def _over_ranks(rank: int, most_masked: int | None = None) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     out = {}
     for name, config in OVER_RANKS.items():
+        if most_masked is not None and not isinstance(config, DINOv2Config):
+            continue  # masks nothing
         loop, gradients = make_loop(config, drop_path=0.0), []
         weight = loop.method.student.backbone.vit.blocks[0].attn.qkv.weight
         # after the mean over ranks and after clipping; `append` returns the None that a hook has to
         loop.optimizer.register_step_pre_hook(lambda *_, w=weight, g=gradients: g.append(w.grad.clone()))
+        batches = make_batches(rank=rank, world=collectives.world_size())
         losses = [
             float(collectives.all_mean(report.metrics["loss/total"]))
-            for report in training_steps(loop, make_batches(rank=rank, world=collectives.world_size()))
+            for report in training_steps(loop, (replace(batch, most_masked=most_masked) for batch in batches))
         ]
         centers = {key: value for key, value in loop.method.state_dict().items() if key.endswith("center")}
         teacher = loop.method.teacher.backbone.vit.blocks[0].attn.qkv.weight.detach().clone()
@@ -129,11 +135,12 @@ def _over_ranks(rank: int) -> dict[str, tuple[list[float], dict[str, torch.Tenso
     return out
 
 
-def test_training_steps__two_ranks_train_what_one_does(gloo):
+def test_training_steps__two_ranks_train_what_one_does_and_so_they_do_with_fixed_shapes(gloo):
     """Losses, centres, Sinkhorn targets (through the loss), gradients and the teacher after all steps."""
     one, two = gloo(_over_ranks, 1)[0], gloo(_over_ranks, 2)
+    padded = [found for world in (1, 2) for found in gloo(lambda rank: _over_ranks(rank, most_masked=90), world)]
     for name, (losses, tensors) in one.items():
-        for rank in two:
+        for rank in (found for found in (*two, *padded) if name in found):
             torch.testing.assert_close(torch.tensor(rank[name][0]), torch.tensor(losses), rtol=2e-4, atol=0)
             assert rank[name][1].keys() == tensors.keys()
             for key, tensor in tensors.items():
@@ -217,6 +224,38 @@ def test_training_steps__the_host_asks_the_device_for_nothing_but_the_guards_ver
     with Asked() as asked:
         _ = masked[masked], float(masked.sum())
     assert asked.names == ["index", "_local_scalar_dense"]  # it sees what it has to see
+
+
+class Shapes(TorchDispatchMode):
+    """Every operation with the shapes of what goes in and comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        self.seen.append((str(func), [tensor.shape for tensor in tensors]))
+        return out
+
+
+@pytest.mark.parametrize("config", ["dinov2", "dinov2_long"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_steps__fixed_shapes_are_those_of_every_operation_in_every_step(config: str, accumulate: int):
+    def shapes(most_masked: int | None) -> list[list[tuple[str, list[torch.Size]]]]:
+        loop = make_loop(OVER_RANKS[config].override({"freeze_last_layer": 0}), accumulate=accumulate)
+        found = []
+        for batch in islice(make_batches(), 4):
+            masks = block_masks(Masks(), grid=(4, 4), seed=0, step=batch.step, lane=0, images=IMAGES, views=2)
+            with Shapes() as shapes:
+                train_step(loop, replace(batch, masks=torch.from_numpy(masks), most_masked=most_masked))
+            found.append(shapes.seen)
+        return found[1:]  # the first makes the optimiser's moments
+
+    fixed, drawn = shapes(45), shapes(None)
+    assert all(step == fixed[0] for step in fixed)
+    assert not all(step == drawn[0] for step in drawn)
 
 
 @pytest.mark.parametrize("config", [DINOConfig(), DINOv2Config()], ids=lambda config: type(config).__name__)

@@ -31,7 +31,7 @@ from raydino.data.claims import Admitted, Claim, admit
 from raydino.data.crops import Cropper
 from raydino.data.draws import colours_of, room
 from raydino.data.fetch import Bad, BadImage, Cut, CutWindow, Fetch, Met, Read, Request, Verdicts, cut_slot, requests
-from raydino.data.masks import block_masks
+from raydino.data.masks import lanes_masks
 from raydino.data.plan import Plan, Rows, Window
 from raydino.data.stream import ray_windows
 from raydino.shards.reader import Collection
@@ -247,14 +247,10 @@ def _copy_all(places: list[_Place], out: list[dict[str, NDArray[Any]]]) -> list[
 
 
 def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:
-    """bool [V, B, P], images in slot order: lanes take turns."""
+    """bool [V, B, P], images in slot order."""
     assert views.masks is not None
     count, images = views.crops["global"].count, span.plan.per_lane
-    lanes = [
-        block_masks(views.masks, grid=views.grid, seed=seed, step=step, lane=lane, images=images, views=count)
-        for lane in span.owned
-    ]
-    return np.stack(lanes, axis=2).reshape(count, images * len(lanes), -1)
+    return lanes_masks(views.masks, grid=views.grid, seed=seed, step=step, lanes=span.owned, images=images, views=count)
 
 
 class Batches(Iterator[Batch]):

@@ -39,8 +39,8 @@ def block_masks(
             raise ValueError(f"block_masks: {name} = {value}; it must be at least 1.")
     draw = generator(seed, "masks", step, lane)
     patches, crops = grid[0] * grid[1], views * images
-    masked = math.floor(crops * masks.probability)
-    edges = np.linspace(*masks.ratio, masked + 1)
+    edges = _strata(masks, crops)
+    masked = len(edges) - 1
     targets = (patches * draw.uniform(edges[:-1], edges[1:])).astype(np.int64)
     places = draw.permutation(crops)[:masked]
     uniform = _uniforms(draw)
@@ -50,6 +50,34 @@ def block_masks(
         packed[place] = np.frombuffer(bits.to_bytes(packed.shape[1], "little"), dtype=np.uint8)
     flat = np.unpackbits(packed, axis=1, count=patches, bitorder="little").astype(np.bool_)
     return flat.reshape(views, images, patches)
+
+
+def lanes_masks(
+    masks: Masks, *, grid: tuple[int, int], seed: int, step: int, lanes: range, images: int, views: int
+) -> NDArray[np.bool_]:
+    """Masks of a rank's `lanes` with `images` each, bool [views, len(lanes) * images, P], in slot order: lanes take turns."""
+    each = [
+        block_masks(masks, grid=grid, seed=seed, step=step, lane=lane, images=images, views=views) for lane in lanes
+    ]
+    return np.stack(each, axis=2).reshape(views, images * len(lanes), -1)
+
+
+def most_masked(masks: Masks, *, patches: int, lanes: int, images: int, views: int, micro_batch: int) -> int:
+    """The most that can be masked of a rank's `lanes_masks`, crops of `patches` patches, in any of its micro-batches.
+
+    No masked crop has more patches masked than the upper edge of its stratum. Which of a lane's crops are masked and which
+    have the upper strata is chance: of a lane that several micro-batches share, each may get the crops with the most.
+    """
+    upper = (patches * _strata(masks, views * images)[1:]).astype(np.int64)
+    most = np.concatenate([[0], np.cumsum(upper[::-1])])  # in so many crops of a lane
+    edges = np.arange(0, lanes * images + 1, micro_batch)[:, None]
+    of_lane = np.diff((edges - np.arange(lanes) + lanes - 1) // lanes, axis=0)  # images, by micro-batch and lane
+    return int(most[np.minimum(views * of_lane, len(upper))].sum(axis=1).max())
+
+
+def _strata(masks: Masks, crops: int) -> NDArray[np.float64]:
+    """Edges of the strata of `ratio`, one stratum for each masked one of `crops` crops."""
+    return np.linspace(*masks.ratio, math.floor(crops * masks.probability) + 1)
 
 
 def _uniforms(draw: np.random.Generator) -> Iterator[float]:

@@ -43,6 +43,8 @@ class Asked:
     """1 over the number that its crop has of them."""
     crops: int
     """V B, also those with none."""
+    valid: Bool[Tensor, " M"] | None = None
+    """Which of `rows` count; the others, of weight 0, are there for the sake of M. None: all."""
 
 
 class DINOv2(SelfDistillation):
@@ -79,8 +81,8 @@ class DINOv2(SelfDistillation):
         rows = batch.masked if batch.masked is not None else batch.to(masks.device).masked
         assert rows is not None, "there are masks"
         hidden = masks.sum(dim=1, keepdim=True)  # masked patches per crop
-        weights = (1.0 / hidden.clamp(min=1)).expand_as(masks).flatten()[rows]
-        return Asked(masks, rows, weights, crops=len(masks))
+        weights = (masks / hidden.clamp(min=1)).flatten()[rows]
+        return Asked(masks, rows, weights, crops=len(masks), valid=None if batch.most_masked is None else weights > 0)
 
     @torch.no_grad()
     def teacher_says(self, batch: Batch, asked: Asked | None, step: int) -> Said:
@@ -91,7 +93,8 @@ class DINOv2(SelfDistillation):
         patches = None
         if asked is not None:
             ibot_head = teacher.ibot_head or teacher.head
-            patches = self.ibot_centering(ibot_head(tokens.patches.flatten(0, 1)[asked.rows]), temperature=temperature)
+            scores = ibot_head(tokens.patches.flatten(0, 1)[asked.rows])
+            patches = self.ibot_centering(scores, temperature=temperature, valid=asked.valid)
         return Said(cls.unflatten(0, (-1, batch.images)), patches, tokens.cls.unflatten(0, crops.shape[:2]))
 
     def student_says(self, batch: Batch, asked: Asked | None) -> Said:

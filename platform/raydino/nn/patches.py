@@ -19,11 +19,12 @@ class PatchProjection(nn.Conv2d):
         """The same with the parameters of `convolution`. Raises ValueError if its kernels overlap or leave a gap."""
         if convolution.kernel_size != convolution.stride or convolution.padding not in ((0, 0), "valid"):
             raise ValueError(f"{convolution} does not cut its images into patches; use it as it is")
+        high, wide = convolution.kernel_size
         own = cls(
             convolution.in_channels,
             convolution.out_channels,
-            convolution.kernel_size,
-            stride=convolution.stride,
+            (high, wide),
+            stride=(high, wide),
             bias=convolution.bias is not None,
             device="meta",
         )

@@ -67,10 +67,12 @@ def estimate(
     """The memory of one of `workers` workers on `device`, which share as `cluster.parallel` says.
 
     `loop` is made as for one worker, on the meta device and in the precision of `device`, and of no further use; `batch` is a
-    micro-batch as it comes: uint8 crops, and of the masks the number of masked patches counts. With `fused_losses` the
-    cross-entropy is a kernel that has no temporaries.
+    micro-batch as it comes: uint8 crops, and of the masks the number of masked patches counts, or what makes it the same in all.
+    With `fused_losses` the cross-entropy is a kernel that has no temporaries.
     """
-    masked = 0 if batch.masks is None else int(batch.masks.sum())
+    masked = batch.most_masked
+    if masked is None:
+        masked = 0 if batch.masks is None else int(batch.masks.sum())
     repeats = min(
         loop.accumulate, 2
     )  # the second micro-batch meets the gradients of the first, and so does every other
@@ -101,6 +103,7 @@ def _without_content(batch: Batch, repeats: int) -> Batch:
         batch.step,
         None if batch.labels is None else torch.empty(repeats * batch.images, dtype=torch.int64),
         colours=None if batch.colours is None else {name: empty(own) for name, own in batch.colours.items()},
+        most_masked=batch.most_masked,
     )
 
 
@@ -147,8 +150,10 @@ class _Ledger(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(self._is_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is aten.nonzero.default:  # how many are masked is the one size that shapes do not tell
+        if func is aten.nonzero.default:  # how many are masked is the one number that shapes do not tell
             out = torch.empty(self._masked, args[0].ndim, dtype=torch.int64)
+        elif func is aten._local_scalar_dense.default:
+            return self._masked
         else:
             out = func(*args, **(kwargs or {}))
         is_cast = func is aten._to_copy.default and self._kinds.get(_storage(args[0]), ("", 0))[0] == "weight"

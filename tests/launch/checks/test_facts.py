@@ -2,15 +2,25 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from raydino.curation.synthetic import write_builtin
 from raydino.data.plan import Plan
 from raydino.launch.checks import facts as checked
-from raydino.launch.checks.facts import _memory_with, _traced, probe_speed, run_facts, store_bytes, worker_memory
+from raydino.launch.checks.facts import (
+    _memory_with,
+    _traced,
+    probe_speed,
+    random_batch,
+    run_facts,
+    store_bytes,
+    worker_memory,
+)
 from raydino.launch.checks.machine import this_machine
 from raydino.launch.checks.preflight import READ_MOST, check
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
+from raydino.launch.workers.worker import with_fixed_shapes
 from raydino.methods.config import DINOv2Config
 from raydino.nn.config import BackboneConfig
 from raydino.recipe import Recipe
@@ -91,6 +101,36 @@ def test_worker_memory__more_micro_batches_and_workers_that_share_need_less():
     shared = worker_memory(RECIPE, ON_CPU.override({"parallel": "fsdp"}), blocks=2)
     assert shared.moments == whole.moments // 2
     assert shared.teacher == whole.teacher // 2
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_with_fixed_shapes__every_micro_batch_has_as_many_rows(workers, accumulate):
+    share, micro_batch = RECIPE.global_batch // workers, RECIPE.global_batch // workers // accumulate
+    rows, masked = set(), set()
+    for step in range(10):
+        batch = random_batch(RECIPE, share, step=step, workers=workers)
+        batch = with_fixed_shapes(RECIPE, batch, workers=workers, micro_batch=micro_batch)
+        for part in batch.split(accumulate):
+            rows.add(len(part.to(torch.device("cpu")).masked))
+            masked.add(int(part.masks.sum()))
+    assert len(rows) == 1 < len(masked) and max(masked) <= max(rows)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_worker_memory__counts_the_rows_of_fixed_shapes(accumulate):
+    """What all of its 64 prototypes score for a patch more, student and teacher, is some 2 kB."""
+    cluster = ON_CPU.override({"accumulate": accumulate})
+    drawn = worker_memory(RECIPE, cluster, blocks=2).activations
+    fixed = worker_memory(RECIPE, cluster.override({"fixed_shapes": True}), blocks=2).activations
+    share = random_batch(RECIPE, 16 // accumulate, workers=2)
+    most = with_fixed_shapes(RECIPE, share, workers=2, micro_batch=16 // accumulate).most_masked
+    assert fixed - drawn > 4 * 64 * (most - int(share.masks.sum()))
+
+
+def test_probe_speed__takes_fixed_shapes():
+    cluster = ClusterConfig(gpu=False, workers=2, accumulate=4, fixed_shapes=True)
+    assert probe_speed(RECIPE.override({"method.masks": {"probability": 0.3, "ratio": (0.3, 0.3)}}), cluster) > 0
 
 
 def test_memory_with__names_the_settings_that_are_left():

@@ -4,7 +4,9 @@ import json
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from ray.train import RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from raydino.config import read_yaml_file
+from raydino.data.fetch import local_windows
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine import lean
 from raydino.launch.engine.lean import LeanTorchTrainer
 from raydino.launch.engine.trainer import fit
+from raydino.launch.inputs import open_inputs
 from raydino.launch.job import Job
 from raydino.launch.workers import worker
 from raydino.launch.workers.keep import Keeper
@@ -48,7 +52,7 @@ class Listener(UserCallback):
 def a_tiny_job(tiny: Path, small_images: Path, folder: Path) -> Job:
     return Job(
         recipe=Recipe().override(read_yaml_file(tiny)),
-        cluster=ClusterConfig(workers=2, cpus_per_worker=0.5, threads=1, storage=str(folder)),
+        cluster=ClusterConfig(workers=2, cpus_per_worker=0.5, threads=1, fixed_shapes=True, storage=str(folder)),
         run_dir=folder,
         data_path=str(small_images),
         data_digest=open_collection(str(small_images), split="train").manifest.digest,
@@ -134,6 +138,26 @@ def test_train_worker__the_stream_begins_before_the_model_is_built_and_ends_if_t
     with pytest.raises(MemoryError, match="no room for the model"):
         worker.train_worker(job)
     assert [(step, stream.closed) for step, stream in begun] == [(3, True)]
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_stream__with_fixed_shapes_says_how_many_patches_can_be_masked(
+    tiny: Path, small_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
+):
+    """Without Ray. Of a curriculum each size has its own number."""
+    monkeypatch.setattr(worker, "_decode_in", lambda job: "worker")
+    monkeypatch.setattr(worker, "batches", partial(worker.batches, read=local_windows))
+    job = a_tiny_job(tiny, small_images, tmp_path)
+    recipe = job.recipe.override({"method.curriculum": {"length": 0.5, "global_size": 16, "local_size": 8}})
+    job = replace(job, recipe=recipe, cluster=ClusterConfig(fixed_shapes=fixed))
+    with closing(worker._stream(job, open_inputs(recipe, job.data_path), None, start=0)) as stream:
+        found = {batch.masks.shape[2]: batch.most_masked for batch in stream}
+    (few, at_first), (many, in_the_end) = sorted(found.items())
+    assert few < many
+    if fixed:
+        assert 0 < at_first < in_the_end < 0.5 * 0.5 * many * 2 * recipe.global_batch
+    else:
+        assert at_first is in_the_end is None
 
 
 @pytest.mark.fault  # by its length

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from raydino.data.draws import COLOURS, COUNT, colours, draw_view, room
-from raydino.data.masks import block_masks
+from raydino.data.masks import lanes_masks
 from raydino.data.plan import Plan
 from raydino.data.stream import BLOCKS_AHEAD
 from raydino.keyed import uniform
@@ -17,7 +17,7 @@ from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
 from raydino.launch.terminal.announce import tokens_per_image
-from raydino.launch.workers.worker import build_loop
+from raydino.launch.workers.worker import build_loop, with_fixed_shapes
 from raydino.recipe import Recipe
 from raydino.train.memory import Memory, estimate
 from raydino.train.parallel import has_batch_norm, native_bf16
@@ -90,7 +90,7 @@ def _traced(recipe: Recipe, cluster: ClusterConfig) -> Memory:
         loop = build_loop(recipe, cluster.override(settings), torch.device("meta"))
     return estimate(
         replace(loop, accumulate=cluster.accumulate),
-        random_batch(recipe, _micro_batch(recipe, cluster)),
+        _like_the_run(recipe, cluster, _micro_batch(recipe, cluster), recipe.views),
         workers=cluster.workers,
         parallel=cluster.parallel,
         device="cuda" if on_gpu else "cpu",
@@ -137,14 +137,24 @@ def probe_speed(recipe: Recipe, cluster: ClusterConfig) -> float:
             6 * weights * sum(tokens_per_image(recipe))
         )  # two a weight forward, four backward; the teacher has no backward
         images = min(images, max(recipe.method.minimum_images, int(PROBE_WORK / work)))
-    seconds = sum(len(steps) * _step_seconds(loop, recipe, views, images) for steps, views in recipe.phases())
+    seconds = sum(
+        len(steps) * _step_seconds(loop, _like_the_run(recipe, cluster, images, views))
+        for steps, views in recipe.phases()
+    )
     one = images * recipe.steps / seconds
     return one * (cluster.workers if loop.device.type == "cuda" else 1)
 
 
-def _step_seconds(loop: Loop, recipe: Recipe, views: Views, images: int) -> float:
-    """Seconds of a training step on random pixels."""
-    batch = random_batch(recipe, images, views=views)
+def _like_the_run(recipe: Recipe, cluster: ClusterConfig, images: int, views: Views) -> Batch:
+    """Random pixels of `views` as a worker of the run gets them in a micro-batch of `images` images."""
+    batch = random_batch(recipe, images, views=views, workers=cluster.workers)
+    if not cluster.fixed_shapes:
+        return batch
+    return with_fixed_shapes(recipe, batch, workers=cluster.workers, micro_batch=images)
+
+
+def _step_seconds(loop: Loop, batch: Batch) -> float:
+    """Seconds of a training step on `batch`."""
     train_step(loop, batch)
     started = time.perf_counter()
     for _ in range(PROBE_STEPS):
@@ -154,9 +164,9 @@ def _step_seconds(loop: Loop, recipe: Recipe, views: Views, images: int) -> floa
     return (time.perf_counter() - started) / PROBE_STEPS
 
 
-def random_batch(recipe: Recipe, images: int, *, step: int = 0, views: Views | None = None) -> Batch:
-    """A batch of random pixels with the masks of `step`, on the CPU: what a step costs without any data. `views` None are those
-    of the recipe's end."""
+def random_batch(recipe: Recipe, images: int, *, step: int = 0, views: Views | None = None, workers: int = 1) -> Batch:
+    """A batch of random pixels with the masks that the first of `workers` workers has for its first `images` images at `step`, on
+    the CPU: what a step costs without any data. `views` None are those of the recipe's end."""
     views, generator = views or recipe.views, torch.Generator().manual_seed(step)
     crops = {
         name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -164,10 +174,17 @@ def random_batch(recipe: Recipe, images: int, *, step: int = 0, views: Views | N
     }
     masks = None
     if views.masks is not None:
-        count = views.crops["global"].count
-        masks = torch.from_numpy(
-            block_masks(views.masks, grid=views.grid, seed=recipe.seed, step=step, lane=0, images=images, views=count)
+        lanes, per_lane = range(0, recipe.lanes, workers), recipe.global_batch // recipe.lanes
+        drawn = lanes_masks(
+            views.masks,
+            grid=views.grid,
+            seed=recipe.seed,
+            step=step,
+            lanes=lanes,
+            images=per_lane,
+            views=views.crops["global"].count,
         )
+        masks = torch.from_numpy(drawn[:, :images])
     labels = torch.zeros(images, dtype=torch.int64) if views.labels else None
     ids = tuple(number.to_bytes(4, "big") for number in range(images))
     left = _random_colours(views, ids, seed=recipe.seed, step=step) if views.fast_crops == "device" else None

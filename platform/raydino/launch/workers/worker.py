@@ -24,6 +24,7 @@ from raydino import collectives
 from raydino.config import ConfigError, in_steps
 from raydino.data.batches import batches
 from raydino.data.fetch import TooManyBadImages
+from raydino.data.masks import most_masked
 from raydino.data.phases import Phases
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
@@ -180,26 +181,29 @@ def _follow(
 def _stream(job: Job, inputs: Inputs, claim: Owners | None, *, start: int) -> Phases:
     """All batches from `start` on. Where a curriculum changes their size the pipeline starts anew, as after a restart: windows
     that hold images of both sizes are read twice, and a bad image may be reported again."""
-    recipe = job.recipe
-    return Phases(
+    recipe, cluster, world = job.recipe, job.cluster, collectives.world_size()
+    micro_batch = recipe.global_batch // world // cluster.accumulate_on(world, recipe.global_batch)
+    padded = partial(with_fixed_shapes, recipe, workers=world, micro_batch=micro_batch)
+    streams = (
         batches(
             inputs.collection,
             inputs.plan,
             views,
             seed=recipe.seed,
             rank=collectives.rank(),
-            world=collectives.world_size(),
+            world=world,
             start_step=steps.start,
             steps=len(steps),
             max_bad=recipe.data.max_bad,
             on_bad=partial(quarantine, job.run_dir, collectives.rank()),
             decode_in=_decode_in(job),
-            threads=_decode_threads(job.cluster),
-            prefetch=max(1, job.cluster.prefetch),
+            threads=_decode_threads(cluster),
+            prefetch=max(1, cluster.prefetch),
             claim=claim,
         )
         for steps, views in recipe.phases(start, job.last_step)
     )
+    return Phases(streams, padded) if cluster.fixed_shapes else Phases(streams)
 
 
 def build_loop(
@@ -243,6 +247,23 @@ def build_loop(
         guard=Guard(recipe.guards),
         frozen_steps=in_steps(recipe.init.frozen_steps, recipe.steps),
     )
+
+
+def with_fixed_shapes(recipe: Recipe, batch: Batch, *, workers: int, micro_batch: int) -> Batch:
+    """A batch of one of `workers` workers, each of its micro-batches of `micro_batch` images with `most_masked` patches of the
+    recipe's masks; one without masks as it is."""
+    if batch.masks is None or (masks := recipe.views.masks) is None:
+        return batch
+    views, _, patches = batch.masks.shape
+    most = most_masked(
+        masks,
+        patches=patches,
+        lanes=len(range(0, recipe.lanes, workers)),
+        images=recipe.global_batch // recipe.lanes,
+        views=views,
+        micro_batch=micro_batch,
+    )
+    return replace(batch, most_masked=most)
 
 
 def _due(done: int, every: int | float, steps: int) -> bool:
