@@ -81,6 +81,12 @@ def test_normalisation__is_the_formula_in_numpy():
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_normalisation__leaves_pixels_that_are_floats_already_alone():
+    pixels = torch.full((3, 2, 2), 7.0)
+    Normalisation()(pixels)
+    assert (pixels == 7).all()
+
+
 def test_normalisation__other_channels():
     got = Normalisation(mean=(0.5,), std=(0.25,))(torch.tensor([[[0, 255]]], dtype=torch.uint8))
     assert got.flatten().tolist() == pytest.approx([-2.0, 2.0])

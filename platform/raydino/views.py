@@ -232,7 +232,7 @@ class Normalisation(Config):
         """uint8 [..., C, H, W] to float32 of the same shape, on the pixels' device."""
         import torch
 
-        x = pixels.float()
+        x = pixels.to(torch.float32, copy=True)
         # Filled in on the device: a list of numbers would be sent there, and a GPU finish its work before that.
         mean, std = (
             torch.stack([x.new_full((), value) for value in values]).view(-1, 1, 1) * 255.0
