@@ -28,7 +28,7 @@ MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_T
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory it frees, because the next step on a CPU and the next image ask for the same again.
+    """Have this process keep the memory it frees, because the next step on a CPU asks for the same again.
 
     glibc hands large tensors back to the system, which clears their pages before it lends them anew: 2 ns a number, several times
     what most operations take. Does nothing where the environment sets glibc's thresholds, or without glibc.

@@ -185,9 +185,8 @@ def test_breakdown__of_a_real_step(loop: Loop, tmp_path: Path):
     calls = {op.name.removeprefix(engine): op.calls for op in found.operations}
     assert calls["_CrossEntropy"] == calls["_CrossEntropyBackward"] == 3 * 2  # cls and patches
     norms = sum(isinstance(part, nn.LayerNorm) for part in loop.method.student.modules())
-    assert (
-        calls["NativeLayerNormBackward0"] == 3 * 2 * norms
-    )  # global and local crops; the teacher has no backward pass
+    # global and local crops; the teacher has no backward pass
+    assert calls["NativeLayerNormBackward0"] == 3 * 2 * norms
     assert calls["aten::native_layer_norm"] == 3 * 3 * norms
 
 
