@@ -5,11 +5,11 @@
     python benchmarks/step.py --preset vits16 --images 128     # on a GPU: vitb16 64, vitl16-short 64
 
 Crops are random and already where the step is, so data plays no part. "published" is DINOv2's step written down again in eager
-float32 torch with the same modules and weights: torch's fused attention, a log-softmax for every crop, patches picked by their
-mask, AdamW and teacher tensor by tensor, no guard. The ladder takes one part of raydino's step back at a time; on a CPU its last
-rung is a process of its own, whose C library hands freed memory back to the system as it does unasked. Voided unless the
-losses of the first step agree with the published structure's: to 1e-4 in float32, to 1 % in bfloat16. Rounds take turns; wall
-time, with the device drained on a GPU.
+float32 torch with the same modules and weights: patches embedded by a convolution and picked by their mask, torch's fused
+attention, a log-softmax for every crop, AdamW and teacher tensor by tensor, no guard. The ladder takes one part of raydino's
+step back at a time; on a CPU its last rung is a process of its own, whose C library hands freed memory back to the system as it
+does unasked. Voided unless the losses of the first step agree with the published structure's: to 1e-4 in float32, to 1 % in
+bfloat16. Rounds take turns; wall time, with the device drained on a GPU.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from statistics import median
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,8 +39,10 @@ from presets import DINOV2  # noqa: E402
 
 from raydino.launch.checks.facts import random_batch  # noqa: E402
 from raydino.launch.cluster import ClusterConfig  # noqa: E402
-from raydino.launch.workers.worker import build_loop, with_fixed_shapes  # noqa: E402
+from raydino.launch.workers.shapes import with_fixed_shapes  # noqa: E402
+from raydino.launch.workers.worker import build_loop  # noqa: E402
 from raydino.methods import dinov2, method  # noqa: E402
+from raydino.nn.patches import PatchProjection  # noqa: E402
 from raydino.recipe import Recipe  # noqa: E402
 from raydino.tracking.run import LOSS_TOTAL  # noqa: E402
 from raydino.train import steps  # noqa: E402
@@ -109,9 +111,16 @@ def tensor_by_tensor() -> Iterator[None]:
 
 
 @contextmanager
+def by_convolution() -> Iterator[None]:
+    """The patch embedding as timm has it."""
+    with patch.object(PatchProjection, "forward", nn.Conv2d.forward):
+        yield
+
+
+@contextmanager
 def as_published() -> Iterator[None]:
     """All of it."""
-    with structure_of_losses(), unguarded(), tensor_by_tensor():
+    with structure_of_losses(), unguarded(), tensor_by_tensor(), by_convolution():
         yield
 
 
@@ -151,6 +160,7 @@ def sides(recipe: Recipe, device: torch.device) -> dict[str, tuple[Loop, Swapped
         "losses through autograd": (loop(), structure_of_losses),
         "teacher tensor by tensor": (loop(), tensor_by_tensor),
         "AdamW tensor by tensor": (plain_optimizer(loop()), nullcontext),
+        "patch embedding as a convolution": (loop(), by_convolution),
         "no guard": (loop(), unguarded),
         "with compiled blocks": (loop(compile=True), nullcontext),
         "with fixed shapes": (loop(), partial(fixed_shapes, recipe)),

@@ -17,7 +17,8 @@ from raydino.launch.checks.preflight import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
 from raydino.launch.terminal.announce import tokens_per_image
-from raydino.launch.workers.worker import build_loop, with_fixed_shapes
+from raydino.launch.workers.shapes import with_fixed_shapes
+from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.memory import Memory, estimate
 from raydino.train.parallel import has_batch_norm, native_bf16

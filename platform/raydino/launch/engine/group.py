@@ -104,9 +104,8 @@ class _Member:
         import torch
         import torch.distributed as dist
 
-        with contextlib.suppress(
-            OSError
-        ):  # a node without it has that of the job; Ray started this one wherever it was itself
+        # Ray started this process wherever it was itself; a node without the folder has that of the job.
+        with contextlib.suppress(OSError):
             os.chdir(directory)
         device = torch.device("cuda:0") if torch.cuda.is_available() else torch.device("cpu")  # Ray shows each its own
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // world))

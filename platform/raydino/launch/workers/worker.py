@@ -24,7 +24,6 @@ from raydino import collectives
 from raydino.config import ConfigError, in_steps
 from raydino.data.batches import batches
 from raydino.data.fetch import TooManyBadImages
-from raydino.data.masks import most_masked
 from raydino.data.phases import Phases
 from raydino.keyed import key64
 from raydino.launch.cluster import ClusterConfig
@@ -37,6 +36,7 @@ from raydino.launch.workers import audit, failure
 from raydino.launch.workers.keep import Keeper, choose
 from raydino.launch.workers.profiling import profiled
 from raydino.launch.workers.record import Judge, Record, quarantine
+from raydino.launch.workers.shapes import with_fixed_shapes
 from raydino.launch.workers.watchdog import FOLDER as STACKS
 from raydino.launch.workers.watchdog import Watchdog
 from raydino.launch.workers.wishes import Wishes
@@ -211,11 +211,11 @@ def build_loop(
 ) -> Loop:
     """The model as this rank trains it on `device`: the same weights on every rank, from the recipe's seed and from the copies in
     the run's folder, where one is given: initial weights for a `fresh` run, a frozen teacher for any."""
-    keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what autocast leaves in float32
     else:
+        keep_freed_memory()
         torch.set_num_threads(cluster.torch_threads(cores=_cores(), workers_here=_workers_here()))
     torch.manual_seed(key64(recipe.seed, "weights"))
     method = recipe.method.build(recipe.backbone, steps=recipe.steps)
@@ -247,23 +247,6 @@ def build_loop(
         guard=Guard(recipe.guards),
         frozen_steps=in_steps(recipe.init.frozen_steps, recipe.steps),
     )
-
-
-def with_fixed_shapes(recipe: Recipe, batch: Batch, *, workers: int, micro_batch: int) -> Batch:
-    """A batch of one of `workers` workers, each of its micro-batches of `micro_batch` images with `most_masked` patches of the
-    recipe's masks; one without masks as it is."""
-    if batch.masks is None or (masks := recipe.views.masks) is None:
-        return batch
-    views, _, patches = batch.masks.shape
-    most = most_masked(
-        masks,
-        patches=patches,
-        lanes=len(range(0, recipe.lanes, workers)),
-        images=recipe.global_batch // recipe.lanes,
-        views=views,
-        micro_batch=micro_batch,
-    )
-    return replace(batch, most_masked=most)
 
 
 def _due(done: int, every: int | float, steps: int) -> bool:
