@@ -142,6 +142,11 @@ def decode_side(data: bytes, _: int) -> Any:
     return decode(data)
 
 
+def pillow_side(data: bytes, _: int) -> Any:
+    """The same with Pillow."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
 def timed(sides: dict[str, Side], photographs: list[bytes], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of CPU per image and round, the sides taking turns."""
     spent: dict[str, list[float]] = {name: [] for name in sides}
@@ -217,7 +222,10 @@ def main() -> None:
         "fast": our_side(fast_crops=True),
         "for the device": our_side(fast_crops="device"),
         "decode alone": decode_side,
+        "Pillow's decode": pillow_side,
     }
+    for data in photographs:
+        np.testing.assert_array_equal(decode_side(data, 0), pillow_side(data, 0))
     compared = {name: sides[name] for name in ("exact", "fast")} | {"device": with_colour(sides["for the device"])}
     found = {name: statistics(side, photographs, draws=4) for name, side in compared.items()}
     for name, group in ((name, group) for name in ("fast", "device") for group in VIEWS.crops):
@@ -240,6 +248,7 @@ def report(spent: dict[str, list[float]], found: dict[str, dict[str, list[float]
         "for the device over DINOv2's": ("DINOv2's", "for the device"),
         "for the device over exact": ("exact", "for the device"),
         "for the device over fast": ("fast", "for the device"),
+        "decode over Pillow's": ("Pillow's decode", "decode alone"),
     }
     ratios = {
         name: sorted(a / b for a, b in zip(spent[slow], spent[quick], strict=True))

@@ -219,11 +219,6 @@ def test_decode__refuses_to_run_with_truncated_images_allowed(monkeypatch: pytes
         decode(encoded(Image.new("RGB", (8, 8)), "PNG"))
 
 
-def test_undecodable__reason_alone_is_the_text_when_there_is_no_detail() -> None:
-    assert str(Undecodable("empty")) == "empty"
-    assert str(Undecodable("truncated", "4 bytes missing")) == "truncated: 4 bytes missing"
-
-
 @pytest.mark.data
 def test_decode__edge_cases_as_labelled(data_folder: Path) -> None:
     import pyarrow.parquet as pq

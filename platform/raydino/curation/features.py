@@ -20,7 +20,7 @@ from raydino.shards.schema import ID, Folder, content_id
 STAMP = b"raydino.fingerprint"
 BEFORE = b"raydino.fingerprint.before"
 """Of a table that has grown: how many rows it had, and their stamp. Until the grown manifest is written, those are the table."""
-VERSIONS = {name: metadata.version(name) for name in ("pillow", "opencv-python-headless", "numpy")}
+VERSIONS = {name: metadata.version(name) for name in ("pillow", "simplejpeg", "opencv-python-headless", "numpy")}
 """What decodes and resizes; with another version all is computed again."""
 SCORES = ("mean", "std", "entropy", "sharpness", "fineness", "colours", "inside")
 SCHEMA = pa.schema(

@@ -263,7 +263,7 @@ class Ledger:
 
     def stages(self, inputs: Sequence[Input]) -> list[Stage]:
         """What was done, for the manifest."""
-        versions = {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")}
+        versions = {name: importlib.metadata.version(name) for name in ("pillow", "simplejpeg", "pyarrow")}
         good, fresh = self.seen - sum(self.bad.values()), sum(self.by_split.values())
         batch = {"batch": self.outputs.batch} if self.outputs.batch else {}
         return [

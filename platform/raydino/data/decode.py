@@ -5,7 +5,7 @@ for missing data, and each kind of image has one conversion to 8-bit RGB: CMYK, 
 converts them; transparency laid over white, as a page shows it (dropping it would uncover whatever colour lies hidden
 under it); 16-bit scaled by 1/257 and float stretched, where Pillow alone would clip them to white; EXIF orientation
 applied; the first frame of animations. Pillow rather than OpenCV: it refuses truncated files, which OpenCV fills with
-grey.
+grey. Most JPEGs have the same values from libjpeg-turbo itself, without Pillow around it (jpeg.py).
 """
 
 import io
@@ -14,57 +14,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-Reason = Literal[
-    "empty",
-    "not an image",
-    "format not allowed",
-    "mode not supported",
-    "truncated",
-    "too large",
-    "too small",
-    "extreme aspect",
-    "wrong channels",
-    "corrupt",
-]
+from raydino.data.jpeg import flawless_rgb, plain
+from raydino.data.refusals import FORMATS, Undecodable, judged, unidentified
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # the rest of Pillow's decoders are where its holes are found
 MAX_BYTES = 32 << 20
 MAX_SIDE = 16_384
 MAX_PIXELS = 50_000_000  # 150 MB as RGB; a 48-megapixel photo passes
 MIN_SIDE = 8  # one patch of the finest published DINO backbone; CIFAR and MNIST pass
 MAX_ASPECT = 20.0  # longer strips are rulers and banners: a random crop of one is a few stretched pixels
-
-# First bytes of what Pillow or others could open, but we do not; (offset, bytes).
-_FOREIGN = (
-    (0, b"%!PS"),
-    (0, b"%PDF"),
-    (0, b"SIMPLE  ="),
-    (4, b"ftyp"),
-    (0, b"8BPS"),
-    (0, b"\x00\x00\x01\x00"),
-    (0, b"\x00\x00\x00\x0cjP"),
-    (0, b"\xff\x4f\xff\x51"),
-    (0, b"DDS "),
-    (0, b"icns"),
-    (0, b"\xff\x0a"),
-    (0, b"gimp xcf"),
-    (0, b"\x76\x2f\x31\x01"),
-)
-_OURS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF")
-_PPM = tuple(b"P" + bytes([digit, space]) for digit in b"1234567Ff" for space in b" \t\r\n")
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,18 +37,6 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _QUIET = threading.Lock()
-
-
-class Undecodable(ValueError):
-    """An image that cannot be used. `reason` is one of a closed set, fit for counting; `detail` is for people."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason: Reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +62,20 @@ def decode(data: bytes, *, channels: int = 3, least: int = 0) -> np.ndarray:
 
     Raises Undecodable.
     """
-    image, orientation = _open(data)
-    with image:
-        try:
-            if least:
-                image.draft(None, (least, least))
-            image.load()
-            if channels in (1, 3):
+    rgb = _plain(data, least) if channels in (1, 3) else None
+    if rgb is None:
+        image, orientation = _open(data)
+        with image:
+            try:
+                if least:
+                    image.draft(None, (least, least))
+                image.load()
+                if channels not in (1, 3):
+                    return _to_bands(image, orientation, channels)
                 rgb = _to_rgb(_upright(image, orientation))
-                return rgb if channels == 3 else _luminance(rgb)
-            return _to_bands(image, orientation, channels)
-        except Exception as error:  # a decoder fed with arbitrary bytes can raise nearly anything
-            raise _judged(error) from None
+            except Exception as error:  # a decoder fed with arbitrary bytes can raise nearly anything
+                raise judged(error) from None
+    return rgb if channels == 3 else _luminance(rgb)
 
 
 def header(data: bytes) -> ImageHeader:
@@ -154,24 +105,43 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _plain(data: bytes, least: int) -> np.ndarray | None:
+    """uint8 [H, W, 3] of a plain JPEG without a flaw, None of anything else."""
+    _check_bytes(data)
+    size = plain(data)
+    if size is None:
+        return None
+    _check_size(size.width, size.height)
+    rgb = flawless_rgb(data, size, least)
+    if rgb is None or not size.notes:
+        return rgb
+    image, orientation = _open(data)
+    with image:
+        return rgb if orientation == 1 else np.asarray(_upright(Image.fromarray(rgb), orientation))
+
+
 def _open(data: bytes) -> tuple[Image.Image, int]:
     """The image with its header read and judged, and its EXIF orientation (1 to 8)."""
-    if not data:
-        raise Undecodable("empty")
-    if len(data) > MAX_BYTES:
-        raise Undecodable("too large", f"more than {MAX_BYTES:,} bytes")
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: missing pixels would be grey; leave it False.")
+    _check_bytes(data)
     try:
         with _quiet():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             orientation = _orientation(image)
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise unidentified(data) from None
     except Exception as error:
-        raise _judged(error) from None
+        raise judged(error) from None
     _check_size(*image.size)
     return image, orientation
+
+
+def _check_bytes(data: bytes) -> None:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: missing pixels would be grey; leave it False.")
+    if not data:
+        raise Undecodable("empty")
+    if len(data) > MAX_BYTES:
+        raise Undecodable("too large", f"more than {MAX_BYTES:,} bytes")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -278,24 +248,3 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 def _format(image: Image.Image) -> str:
     """Name of the format; a JPEG with further pictures inside (MPO, from phones) is a JPEG."""
     return "JPEG" if image.format == "MPO" else str(image.format)
-
-
-def _unidentified(data: bytes) -> Undecodable:
-    if data.startswith(_OURS + _PPM):
-        return Undecodable("corrupt", "the header cannot be read")
-    if any(data.startswith(magic, offset) for offset, magic in _FOREIGN):
-        return Undecodable("format not allowed", f"allowed are {', '.join(FORMATS)}")
-    return Undecodable("not an image", f"starts with {data[:12]!r}")
-
-
-def _judged(error: Exception) -> Exception:
-    """The Undecodable for what a decoder raised."""
-    if isinstance(error, Undecodable | MemoryError):
-        return error  # running out of memory is this machine's fault, not the image's
-    message = str(error)
-    if isinstance(error, Image.DecompressionBombError):
-        return Undecodable("too large", message)
-    missing = ("truncated", "not enough", "unexpected end", "premature")
-    if isinstance(error, EOFError) or any(word in message.lower() for word in missing):
-        return Undecodable("truncated", message)
-    return Undecodable("corrupt", f"{type(error).__name__}: {message}"[:200])
