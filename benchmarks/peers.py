@@ -43,8 +43,9 @@ DATA = Path(os.environ.get("RAYDINO_DATA") or ROOT.parent / "shared" / "data") /
 SIDE = ROOT / "benchmarks" / "alternatives" / "side.py"
 GOAL = 3.0  # raydino over a peer, end to end
 PEERS = ("plain torch", "lightly")
-OWN = ("raydino, own precision",)
+OWN = "raydino, own precision"
 """What a user gets without a word about precision; the peers compute in fp32 unless they are told otherwise."""
+FAST = f"{OWN}, fast crops"
 
 
 def write_photographs(folder: Path) -> int:
@@ -106,14 +107,14 @@ class Process:
 
 def end_to_end(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Images per second, and per core second, of every side's blocks, taking turns."""
-    names = ("raydino", *OWN, *(["raydino, fast crops"] if SETTINGS[name].fast else []), *PEERS)
+    names = ("raydino", OWN, *([FAST] if SETTINGS[name].fast else []), *PEERS)
     sides = {side: Process(side, name, folder, arguments) for side in names}
     rates: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side, process in sides.items():
             rates[side].append(process.block())
             print(
-                f"{name}: {side:20s} {rates[side][-1][0]:6.2f} images/s {rates[side][-1][1]:6.2f} per core second",
+                f"{name}: {side:35s} {rates[side][-1][0]:6.2f} images/s {rates[side][-1][1]:6.2f} per core second",
                 flush=True,
             )
     for process in sides.values():

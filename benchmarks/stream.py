@@ -45,12 +45,13 @@ from raydino.keyed import generator
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.connect import start_ray
 from raydino.shards.reader import Collection, open_collection
+from raydino.train.parallel import keep_freed_memory
 from raydino.views import Crops, Views
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GOALS = {"steady": 0.95, "first_batch": 3.0, "stall": 0.01}
-BATCH, BATCHES, AHEAD = 64, 8, 5  # images of a batch; batches timed; taken before, for so many may lie ready
+BATCH, BATCHES, AHEAD = 64, 24, 8  # images of a batch; batches timed; taken before: so many may lie ready
 TOTAL = AHEAD + BATCHES + AHEAD  # of a pass of the DataLoader: until the last timed batch, no worker runs dry
 COPIES, GROUP = 5, 64  # of the 430 photographs, each under ids of its own; rows of a row group
 STEP = 1.5  # a fixed step takes so many times as long as the peer needs to make a batch
@@ -238,6 +239,7 @@ def main() -> None:
         fast_crops=given.crops == "fast",
     )
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a worker on CPUs does
     with tempfile.TemporaryDirectory() as scratch, start_ray(ClusterConfig()):
         repeated(data, Path(scratch) / "images")
         sides = Sides(Path(scratch) / "images", views)

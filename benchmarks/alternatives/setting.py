@@ -44,5 +44,5 @@ SETTINGS = {
     # DINO's own crops and head on ViT-tiny/16
     "vit-tiny": Setting(192, 12, 3, 16, 65_536, 2048, 256, images=8, settle=1, timed=4),
     # a step as short beside its crops as a GPU's is: the same photographs and crops, a network of two small blocks
-    "short-step": Setting(64, 2, 2, 32, 1024, 256, 64, images=16, settle=5, timed=10, fast=True),
+    "short-step": Setting(64, 2, 2, 32, 1024, 256, 64, images=16, settle=5, timed=40, fast=True),
 }

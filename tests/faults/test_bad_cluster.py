@@ -8,7 +8,8 @@ import pytest
 
 from raydino.config import ConfigError
 from raydino.launch.checks.machine import Machine
-from raydino.launch.checks.preflight import Facts, check
+from raydino.launch.checks.numbers import Facts
+from raydino.launch.checks.preflight import check
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine import connect as module
 from raydino.launch.engine.connect import start_ray

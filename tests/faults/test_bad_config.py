@@ -8,7 +8,8 @@ import pytest
 from raydino.config import ConfigError, read_yaml, read_yaml_file
 from raydino.data.crops import Cropper
 from raydino.launch.checks.machine import Machine
-from raydino.launch.checks.preflight import Facts, check
+from raydino.launch.checks.numbers import Facts
+from raydino.launch.checks.preflight import check
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.resume import run_meant

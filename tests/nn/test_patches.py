@@ -29,3 +29,20 @@ def test_patch_projection__is_the_convolution_with_its_gradients(sides: tuple[in
 def test_patch_projection__refuses_kernels_that_do_not_lie_side_by_side(changed: dict[str, int]):
     with pytest.raises(ValueError, match="does not cut its images into patches"):
         PatchProjection.like(nn.Conv2d(3, 7, 4, **changed))
+
+
+def test_patch_projection__in_autocast_is_the_product_of_what_was_rounded():
+    """Pixels are rounded before they are moved about: the same values, half the bytes."""
+    convolution = nn.Conv2d(3, 7, 4, stride=4)
+    images, outer = torch.randn(2, 3, 8, 12), torch.randn(2, 7, 2, 3)
+    patches = nn.functional.unfold(images, 4, stride=4).transpose(1, 2).contiguous()  # [2, 6, 48]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = PatchProjection.like(convolution)(images)
+        product = nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
+    assert found.dtype == product.dtype == torch.bfloat16
+    expected = product.transpose(1, 2).unflatten(2, (2, 3))
+    assert torch.equal(found, expected)
+    pairs = [torch.autograd.grad(one.float(), list(convolution.parameters()), outer) for one in (found, expected)]
+    for one, other in zip(*pairs, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other)

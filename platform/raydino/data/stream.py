@@ -32,7 +32,7 @@ READERS = 8  # tasks that fetch for one worker at once, if there are as many CPU
 FETCH_CPUS = 0.25  # a fetch waits for storage, and must find room beside workers that hold all but one CPU
 RAY_THREADS = ("iter_threaded", "StreamingExecutor")
 RAY_ENDS = 5.0  # s; more than a second was not seen
-SCHEDULER_REST = 0.01  # s; a look may start many tasks, and a window lasts for many steps
+SCHEDULER_REST = 0.03  # s; a look may start many tasks, and a window lasts for many steps
 CROP_CPUS = 0.75  # both together fit into that one
 CUT_BYTES = (
     32 * 2**20

@@ -3,6 +3,7 @@
 Letters: B crops, C channels, H W pixels, p side of a patch, D width.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class PatchProjection(nn.Conv2d):
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:  # torch's name for it
         """Every patch's D sums, on the grid of h = H / p by w = W / p patches. Raises RuntimeError if p divides H or W not."""
         high, wide = self.stride
+        if torch.is_autocast_enabled(
+            input.device.type
+        ):  # the product would cast the patches: here half the bytes are moved
+            input = input.to(torch.get_autocast_dtype(input.device.type))
         grid = input.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # B C rows p columns p
         patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3)
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)

@@ -7,6 +7,7 @@ import torch
 from raydino.curation.synthetic import write_builtin
 from raydino.data.plan import Plan
 from raydino.launch.checks import facts as checked
+from raydino.launch.checks.doubts import READ_MOST
 from raydino.launch.checks.facts import (
     _memory_with,
     _traced,
@@ -17,7 +18,7 @@ from raydino.launch.checks.facts import (
     worker_memory,
 )
 from raydino.launch.checks.machine import this_machine
-from raydino.launch.checks.preflight import READ_MOST, check
+from raydino.launch.checks.preflight import check
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import open_inputs
 from raydino.launch.workers.worker import with_fixed_shapes

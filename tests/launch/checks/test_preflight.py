@@ -5,7 +5,8 @@ import pytest
 from raydino.config import ConfigError
 from raydino.launch.checks import preflight
 from raydino.launch.checks.machine import Machine
-from raydino.launch.checks.preflight import Facts, check, store_fault
+from raydino.launch.checks.numbers import Facts
+from raydino.launch.checks.preflight import check, store_fault
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.terminal.announce import plan_text
 from raydino.launch.terminal.shown import public_uri
@@ -207,10 +208,3 @@ def test_check__memory_that_nobody_told_is_no_reason_to_warn(tmp_path):
     assert checked(tmp_path, cluster={"workers": 2}, facts={"memory": MEMORY}, machine=unknown) == []
     elsewhere = {"address": "ray://10.0.0.1:10001", "tracking_uri": "http://mlflow:5000"}
     assert checked(tmp_path, cluster=elsewhere, facts={"memory": MEMORY}) == []
-
-
-@pytest.mark.parametrize("setting", [{"parallel": "fsdp"}, {"gradient_reduction": "bf16"}])
-def test_check__says_what_does_nothing_on_one_worker(tmp_path, setting):
-    ((name, value),) = setting.items()
-    assert any(f"cluster.{name} = {value}" in warning for warning in checked(tmp_path, cluster=setting))
-    assert checked(tmp_path, cluster={**setting, "workers": 2}) == []

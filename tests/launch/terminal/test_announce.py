@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from raydino.launch.checks.preflight import Facts
+from raydino.launch.checks.numbers import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.terminal.announce import plan_text, tokens_per_image
 from raydino.methods.distillation_config import DistillationConfig, FrozenTeacher

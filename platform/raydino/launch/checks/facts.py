@@ -13,7 +13,7 @@ from raydino.data.stream import BLOCKS_AHEAD
 from raydino.keyed import uniform
 from raydino.launch.checks.machine import Machine
 from raydino.launch.checks.memory import available_memory, fits
-from raydino.launch.checks.preflight import Facts
+from raydino.launch.checks.numbers import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.inputs import Inputs
 from raydino.launch.terminal.announce import tokens_per_image

@@ -24,19 +24,12 @@ def fits(needed: int, available: int) -> bool:
 def memory_warnings(
     cluster: ClusterConfig, machine: Machine, memory: Mapping[str, int], memory_with: Mapping[str, int]
 ) -> list[str]:
-    """What is wrong where a worker's `memory` (bytes, by use) does not fit, and what it would be `memory_with` other settings;
-    and settings of `cluster` that do nothing."""
+    """What is wrong where a worker's `memory` (bytes, by use) does not fit, and what it would be `memory_with` other settings."""
     out, needed = [], sum(memory.values())
     if not fits(needed, available := available_memory(cluster, machine)):
         ways = "; ".join(f"{in_bytes(size)} with {setting}" for setting, size in memory_with.items())
         out.append(
             f"a worker needs about {in_bytes(needed)} and has {in_bytes(available)}, of which {MEMORY_FULL:.0%} can be used"
             + (f". It needs {ways}." if ways else "; use more workers or a smaller network.")
-        )
-    if cluster.parallel == "fsdp" and cluster.workers == 1:
-        out.append("cluster.parallel = fsdp with cluster.workers = 1: there is nobody to share with; use ddp.")
-    if cluster.gradient_reduction == "bf16" and cluster.workers == 1:
-        out.append(
-            "cluster.gradient_reduction = bf16 with cluster.workers = 1: no gradient is sent, so it does nothing."
         )
     return out

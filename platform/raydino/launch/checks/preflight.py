@@ -7,67 +7,17 @@ be tested without a machine that breaks it. An impossible run raises ConfigError
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from raydino.config import ConfigError, in_steps
+from raydino.config import ConfigError
+from raydino.launch.checks.doubts import doubts
 from raydino.launch.checks.machine import Machine
-from raydino.launch.checks.memory import memory_warnings
+from raydino.launch.checks.numbers import Facts
 from raydino.launch.cluster import STORE_UNSHARED, ClusterConfig, divisors
-from raydino.launch.terminal.shown import in_bytes, public_uri
-from raydino.methods import rules
-from raydino.methods.config import SelfDistillationConfig
+from raydino.launch.terminal.shown import in_bytes
 from raydino.recipe import Recipe
 
-RAY_TESTED = "2.60."
-CHECKPOINT_BYTES_PER_PARAMETER = 16  # float32: student, teacher and AdamW's two moments
-PROTOTYPES_MOST = 0.5  # of the images
-MEMORY_MOST = 0.25  # of the run that the teacher remembers
-READ_MOST = 1.1  # rows read for each row used or left out; folders written by curation stay below it
 DISK_FULL = 0.95  # Ray's local_fs_capacity_threshold
-SHARED_MEMORY_LEAST = 0.3  # below this share of the object store, Ray falls back to /tmp and reads at disk speed
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Numbers about a run that were computed elsewhere: the plan from the manifest, sizes from the model."""
-
-    images: int
-    """Images of an epoch: all that the keep-mask and evaluation leave; with weights, their sum."""
-    classes: int
-    """Classes among their labels; 0 without labels."""
-    dropped: int
-    """Images of an epoch that fill no whole global batch."""
-    read_amplification: float
-    """Rows read in an epoch for each row used; 1 is ideal."""
-    parameters: int
-    """Parameters of one network, backbone and heads (the teacher has as many); 0 if unknown."""
-    share: float = 1.0
-    """Of the images that take part, those that an epoch has; below 1 with weights."""
-    held_back: int = 0
-    """Images of the split that evaluations judge by and no epoch has."""
-    used: float = 1.0
-    """Of the rows of the split, those that an epoch has: neither masked, nor held back, nor left out by weights."""
-    blocks: int = 1
-    """Transformer blocks of the network; 0 for a convolutional one."""
-    batch_norm: bool = False
-    """Whether the network has batch norm."""
-    curated: bool = True
-    """Whether the images lie in a folder written by curation."""
-    store_bytes: int = 0
-    """Bytes of Ray's object store that the run fills if images are decoded in the cluster."""
-    memory: Mapping[str, int] = field(default_factory=dict)
-    """Estimated bytes of one worker at the worst moment of a step, by what they are for; empty if unknown."""
-    memory_with: Mapping[str, int] = field(default_factory=dict)
-    """The sum with other settings, by setting, where it does not fit."""
-    images_per_second: float = 0.0
-    """Measured in a probe over all workers; 0 if there was none."""
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Estimated size of a checkpoint."""
-        return self.parameters * CHECKPOINT_BYTES_PER_PARAMETER
 
 
 def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Machine) -> list[str]:
@@ -81,7 +31,7 @@ def check(recipe: Recipe, cluster: ClusterConfig, *, facts: Facts, machine: Mach
     ]
     if faults:
         raise ConfigError("\n".join(faults))
-    return _warnings(recipe, cluster, facts, machine)
+    return doubts(recipe, cluster, facts, machine)
 
 
 def _share_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> list[str]:
@@ -231,91 +181,3 @@ def _storage_faults(recipe: Recipe, cluster: ClusterConfig, facts: Facts) -> lis
             f"need {in_bytes(recipe.cadence.keep * facts.checkpoint_bytes)}); free some space or name another folder."
         ]
     return []
-
-
-def _warnings(recipe: Recipe, cluster: ClusterConfig, facts: Facts, machine: Machine) -> list[str]:
-    out = []
-    if machine.ray and not machine.ray.startswith(RAY_TESTED):
-        out.append(f"Ray {machine.ray} is installed; raydino is tested with {RAY_TESTED}x.")
-    if not cluster.is_local and cluster.tracker().startswith("sqlite:"):
-        out.append(
-            f"cluster.tracking_uri = {public_uri(cluster.tracker())} is a file, but the run may be recorded from "
-            f"another node (cluster.address = {cluster.address}); give an MLflow server, or shared storage."
-        )
-    store = cluster.store_bytes(gpus=machine.gpus, memory=machine.memory, shared=machine.shared_memory)
-    if cluster.is_local and machine.shared_memory < SHARED_MEMORY_LEAST * store:
-        out.append(
-            f"/dev/shm has {in_bytes(machine.shared_memory)} free for an object store of {in_bytes(store)} "
-            "(cluster.object_store_mb); Ray will use the disk instead. In a container, give it more with --shm-size."
-        )
-    if cluster.is_local and not cluster.use_gpu(machine.gpus):
-        if machine.gpus:
-            out.append(f"cluster.gpu = false, but this machine has {machine.gpus} GPU(s).")
-        if recipe.data.fast_crops == "device":
-            out.append(
-                "data.fast_crops = device: without a GPU colours take the CPU longer than True; use that (a new run)."
-            )
-    if facts.dropped * 20 > facts.images:
-        out.append(
-            f"{facts.dropped:,} of {facts.images:,} images ({facts.dropped / facts.images:.0%}) are left out of each "
-            "epoch, another part every time; a smaller global_batch leaves out fewer."
-        )
-    # Whole row groups are read, so rows that an epoch leaves out cost a factor of their own, and no setting saves it.
-    if facts.read_amplification * facts.used > READ_MOST:
-        remedy = (
-            f"a smaller number of lanes reads less (lanes = {recipe.lanes}; a new run)"
-            if facts.curated
-            else "its row groups are large for so few images: `python recipes/curate.py --source PATH --out NEW` rewrites them"
-        )
-        out.append(
-            f"data.path = {recipe.data.path}: {facts.read_amplification:.2f} rows are read for each row used, more than "
-            f"{READ_MOST}; {remedy}."
-        )
-    out += [*_size_warnings(recipe, facts), *_claim_warnings(recipe, facts)]
-    out += memory_warnings(cluster, machine, facts.memory, facts.memory_with)
-    if in_steps(recipe.optim.warmup, recipe.steps) == 0 and recipe.steps * recipe.global_batch >= facts.images:
-        out.append(
-            "optim.warmup = 0: vision transformers usually diverge without a warm-up; 0.1 is the published share."
-        )
-    return out
-
-
-def _size_warnings(recipe: Recipe, facts: Facts) -> list[str]:
-    """Where prototypes and teacher do not suit the number of images and the length of the run (methods/rules.py)."""
-    out, method = [], recipe.method
-    if isinstance(method, SelfDistillationConfig) and method.head.prototypes > max(
-        PROTOTYPES_MOST * facts.images, 2 * rules.prototypes(facts.images)
-    ):
-        out.append(
-            f"method.head.prototypes = {method.head.prototypes:,} for {facts.images:,} images: most of them will be met by no "
-            f"image in an epoch; {rules.prototypes(facts.images):,} suit so many."
-        )
-    start = method.teacher_momentum.start
-    fitting = rules.teacher_momentum(steps=recipe.steps, global_batch=recipe.global_batch)
-    if (
-        recipe.init.parts != "all"
-        and start < 1
-        and 1 / (1 - start) > max(MEMORY_MOST * recipe.steps, 1.5 / (1 - fitting))
-    ):
-        out.append(
-            f"method.teacher_momentum.start = {start}: the teacher remembers {1 / (1 - start):,.0f} steps of a run of "
-            f"{recipe.steps:,}, so it stays near its random start; {fitting} suits this length."
-        )
-    return out
-
-
-def _claim_warnings(recipe: Recipe, facts: Facts) -> list[str]:
-    """What curation while training streams cannot promise."""
-    if not recipe.data.stream_dedup:
-        return []
-    if facts.curated and not recipe.data.stream_against:
-        return [
-            f"data.stream_dedup = true: data.path = {recipe.data.path} was written by curation, which left no byte-identical "
-            "copies; leave it out, and the run can be repeated bit for bit."
-        ]
-    return [
-        "data.stream_dedup = true refuses byte-identical copies only; resized, recompressed and cropped ones stay, of evaluation "
-        "images too. The copy that comes first is trained on: with several workers the images are not the same from run to "
-        "run, they differ with cluster.workers, and a resumed run does not repeat the interrupted one bit for bit. The exact "
-        "way: `python recipes/curate.py --source PATH --out NEW`."
-    ]

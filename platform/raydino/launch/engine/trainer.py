@@ -9,7 +9,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from raydino.config import ConfigError
-from raydino.launch.checks.preflight import RAY_TESTED, store_fault
+from raydino.launch.checks.doubts import RAY_TESTED
+from raydino.launch.checks.preflight import store_fault
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.connect import environment
 

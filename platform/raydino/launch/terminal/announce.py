@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raydino.config import in_steps
-from raydino.launch.checks.preflight import Facts
+from raydino.launch.checks.numbers import Facts
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.terminal.shown import in_bytes, public_uri
 from raydino.methods.distillation_config import DistillationConfig
