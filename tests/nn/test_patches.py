@@ -25,6 +25,11 @@ def test_patch_projection__is_the_convolution_with_its_gradients(sides: tuple[in
     torch.testing.assert_close(torch.autograd.grad(found, parameters, outer), gradients)
 
 
+def test_patch_projection__on_a_device_without_autocast():
+    convolution = nn.Conv2d(3, 7, 4, stride=4, device="meta")
+    assert PatchProjection.like(convolution)(torch.empty(2, 3, 8, 12, device="meta")).shape == (2, 7, 2, 3)
+
+
 @pytest.mark.parametrize("changed", [{"stride": 2}, {"stride": 4, "padding": 1}])
 def test_patch_projection__refuses_kernels_that_do_not_lie_side_by_side(changed: dict[str, int]):
     with pytest.raises(ValueError, match="does not cut its images into patches"):

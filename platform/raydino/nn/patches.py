@@ -35,10 +35,10 @@ class PatchProjection(nn.Conv2d):
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:  # torch's name for it
         """Every patch's D sums, on the grid of h = H / p by w = W / p patches. Raises RuntimeError if p divides H or W not."""
         high, wide = self.stride
-        if torch.is_autocast_enabled(
-            input.device.type
-        ):  # the product would cast the patches: here half the bytes are moved
-            input = input.to(torch.get_autocast_dtype(input.device.type))
+        kind = input.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on meta
+            # The product would cast the patches; cast before, half the bytes are moved.
+            input = input.to(torch.get_autocast_dtype(kind))
         grid = input.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # B C rows p columns p
         patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3)
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
