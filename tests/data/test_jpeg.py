@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from raydino.data.decode import Undecodable, decode
-from raydino.data.jpeg import flawless_rgb, plain
+from raydino.data.jpeg import flawless_rgb, plain_header
 from raydino.shards.reader import open_collection
 
 
@@ -61,9 +61,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_flawless_rgb__pixels_of_pillow(kind: str) -> None:
     data = KINDS[kind]
-    expected, size = by_pillow(data), plain(data)
+    expected, size = by_pillow(data), plain_header(data)
     assert expected is not None and size is not None
-    assert (size.height, size.width) == expected.shape[:2] and size.notes == (kind == "with EXIF")
+    assert (size.height, size.width) == expected.shape[:2] and size.metadata == (kind == "with EXIF")
     np.testing.assert_array_equal(flawless_rgb(data, size), expected)
     np.testing.assert_array_equal(decode(data), expected)
 
@@ -72,23 +72,23 @@ def test_flawless_rgb__pixels_of_pillow(kind: str) -> None:
 @pytest.mark.parametrize("least", [1, 37, 100, 150, 200, 399, 5000])
 def test_flawless_rgb__sizes_of_pillows_draft(shape: tuple[int, int], least: int) -> None:
     data = encoded(photo(*shape))
-    size = plain(data)
+    size = plain_header(data)
     assert size is not None
     np.testing.assert_array_equal(flawless_rgb(data, size, least), by_pillow(data, least))
 
 
-def test_plain__what_pillow_has_to_look_at() -> None:
+def test_plain_header__what_pillow_has_to_look_at() -> None:
     png = io.BytesIO()
     photo().save(png, "PNG")
     inks, colours = encoded(photo(channels=4)), KINDS["4:2:0"]
-    assert plain(inks) is None and plain(png.getvalue()) is None and plain(b"") is None
+    assert plain_header(inks) is None and plain_header(png.getvalue()) is None and plain_header(b"") is None
     for end in range(0, colours.index(b"\xff\xda")):  # cut short before the pixels
-        assert plain(colours[:end]) is None
+        assert plain_header(colours[:end]) is None
     frame = colours.index(b"\xff\xc0")
-    assert plain(colours[:frame] + b"\xff\xc9" + colours[frame + 2 :]) is None  # arithmetic codes
-    assert plain(colours[: frame + 4] + b"\x0c" + colours[frame + 5 :]) is None  # 12 bits
-    assert plain(colours[: frame + 5] + b"\0\0" + colours[frame + 7 :]) is None  # a height that is told later
-    assert plain(colours[:frame] + colours[frame : frame + 19] + colours[frame:]) is None  # two sizes
+    assert plain_header(colours[:frame] + b"\xff\xc9" + colours[frame + 2 :]) is None  # arithmetic codes
+    assert plain_header(colours[: frame + 4] + b"\x0c" + colours[frame + 5 :]) is None  # 12 bits
+    assert plain_header(colours[: frame + 5] + b"\0\0" + colours[frame + 7 :]) is None  # a height that is told later
+    assert plain_header(colours[:frame] + colours[frame : frame + 19] + colours[frame:]) is None  # two sizes
 
 
 def test_decode__size_is_judged_before_pixels_are_asked_for() -> None:
@@ -125,7 +125,7 @@ def test_decode__damaged_files_are_what_they_are_to_pillow(kind: str) -> None:
 def test_flawless_rgb__photographs_as_pillow_has_them(data_folder: Path, name: str) -> None:
     rows = open_collection(str(data_folder / name)).read(0)["bytes"].to_pylist()
     photographs = [row for row in rows if row[:2] == b"\xff\xd8"][:60]
-    sizes = [plain(data) for data in photographs]
+    sizes = [plain_header(data) for data in photographs]
     assert sum(size is not None for size in sizes) > 0.9 * len(photographs) > 30
     for data, size in zip(photographs, sizes, strict=True):
         if size is not None:

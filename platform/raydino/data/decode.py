@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from raydino.data.jpeg import flawless_rgb, plain
+from raydino.data.jpeg import flawless_rgb, plain_header
 from raydino.data.refusals import FORMATS, Undecodable, judged, unidentified
 
 MAX_BYTES = 32 << 20
@@ -108,12 +108,12 @@ def _quiet() -> Iterator[None]:
 def _plain(data: bytes, least: int) -> np.ndarray | None:
     """uint8 [H, W, 3] of a plain JPEG without a flaw, None of anything else."""
     _check_bytes(data)
-    size = plain(data)
-    if size is None:
+    found = plain_header(data)
+    if found is None:
         return None
-    _check_size(size.width, size.height)
-    rgb = flawless_rgb(data, size, least)
-    if rgb is None or not size.notes:
+    _check_size(found.width, found.height)
+    rgb = flawless_rgb(data, found, least)
+    if rgb is None or not found.metadata:
         return rgb
     image, orientation = _open(data)
     with image:
