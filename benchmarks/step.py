@@ -207,7 +207,7 @@ def step_apart(preset: str, images: int, orders: Connection) -> None:
 
 @contextmanager
 def process_apart(arguments: tuple[str, int]) -> Iterator[Callable[[int], tuple[float, float]]]:
-    """`step_apart` in a process with the allocator's thresholds as they come (train/parallel.py, `keep_freed_memory`)."""
+    """`step_apart` in a process with the allocator's thresholds as they come (allocator.py)."""
     own, other = multiprocessing.Pipe()
     with patch.dict(os.environ, GLIBC_TUNABLES=""):  # set, so that no threshold is chosen
         process = multiprocessing.get_context("spawn").Process(target=step_apart, args=(*arguments, other), daemon=True)

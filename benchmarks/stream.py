@@ -2,7 +2,8 @@
 
     python benchmarks/stream.py [--crops fast] [--rounds 4]        # about three minutes on two cores
 
-Ours reads shards by Ray Data and cuts in threads of this process (`threads`), or cuts in Ray's tasks (`cluster`). The peer is
+Ours reads shards by Ray Data and cuts in threads of this process (`threads`, as in the first seconds of a run), in processes
+beside it (`worker`, as later; started at once here), or in Ray's tasks (`cluster`). The peer is
 written as well as we know how: each worker reads row groups of its own from the same shards, by the same reader, and cuts them in
 place into whole batches, which it hands over in shared memory; as many workers as cores, kept between passes. Pixels of all sides
 are compared first with crops cut one by one. Sides take turns; each pass starts anew, on a Ray that runs and workers that live.
@@ -37,6 +38,8 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from raydino.allocator import keep_freed_memory
+from raydino.data import cutters
 from raydino.data.batches import batches
 from raydino.data.crops import Cropper
 from raydino.data.decode import decode
@@ -45,18 +48,18 @@ from raydino.keyed import generator
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.connect import start_ray
 from raydino.shards.reader import Collection, open_collection
-from raydino.train.parallel import keep_freed_memory
 from raydino.views import Crops, Views
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GOALS = {"steady": 0.95, "first_batch": 3.0, "stall": 0.01}
-BATCH, BATCHES, AHEAD = 64, 24, 8  # images of a batch; batches timed; taken before: so many may lie ready
+BATCH, BATCHES, AHEAD = 64, 24, 16  # images of a batch; batches timed; taken before: processes start, some lie ready
 TOTAL = AHEAD + BATCHES + AHEAD  # of a pass of the DataLoader: until the last timed batch, no worker runs dry
 COPIES, GROUP = 5, 64  # of the 430 photographs, each under ids of its own; rows of a row group
 STEP = 1.5  # a fixed step takes so many times as long as the peer needs to make a batch
 CORES = len(os.sched_getaffinity(0))
-SIDES = ("loader", "threads", "cluster")
+SIDES = ("loader", "worker", "threads", "cluster")
+HOURS = 1e6  # s: no processes
 
 
 Cut = tuple[dict[str, torch.Tensor], list[tuple[int, bytes]]]
@@ -129,6 +132,7 @@ class Sides:
         if side == "loader":
             yield from self._loader
             return
+        cutters.PATIENCE = HOURS if side == "threads" else 0.0
         made = batches(
             self.collection,
             self.plan,
@@ -179,7 +183,8 @@ def processor(side: str) -> dict[str, float]:
         for process in (child, *child.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times, words = process.cpu_times(), " ".join(process.cmdline())
-                kind = "workers" if of_loader or words.startswith("ray::") else "daemons"
+                cuts_or_reads = of_loader or words.startswith("ray::") or cutters.MODULE in words
+                kind = "workers" if cuts_or_reads else "daemons"
                 used[kind] += times.user + times.system
     return used
 
@@ -198,9 +203,10 @@ def one_pass(sides: Sides, side: str) -> Pass:
 
 
 def stall(crops: Iterable[Any], seconds: float) -> float:
-    """Share of the time that a consumer waits whose step takes `seconds`, from its second batch on."""
+    """Share of the time that a consumer waits whose step takes `seconds`, once AHEAD batches were taken."""
     source = iter(crops)
-    next(source)
+    for _ in range(AHEAD):
+        next(source)
     waited, began = 0.0, time.perf_counter()
     for _ in range(BATCHES):
         time.sleep(seconds)

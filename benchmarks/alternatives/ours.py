@@ -7,6 +7,7 @@ from contextlib import closing
 import torch
 
 from alternatives.setting import CLIP, DECAY, RATE, Setting
+from raydino.data import cutters
 from raydino.data.batches import batches
 from raydino.launch.cluster import ClusterConfig
 from raydino.launch.engine.connect import start_ray
@@ -56,6 +57,7 @@ def loop_of(recipe: Recipe, cluster: ClusterConfig = CLUSTER) -> Loop:
 def train(setting: Setting, data: str, *, fast: bool, cluster: ClusterConfig) -> Generator[float, None, None]:
     """The loss of one step after the other."""
     recipe = recipe_of(setting, data, fast=fast)
+    cutters.PATIENCE = 0.0  # blocks are of a long run, whose processes have started
     with start_ray(cluster):
         inputs = open_inputs(recipe, data)
         loop = loop_of(recipe, cluster)

@@ -20,11 +20,12 @@ from PIL import Image
 
 from raydino.config import ConfigError
 from raydino.data import batches as module
-from raydino.data import stream
+from raydino.data import cutters, stream
 from raydino.data.batches import StreamError, batches
 from raydino.data.crops import Cropper
+from raydino.data.cutters import Cutter
 from raydino.data.decode import decode
-from raydino.data.fetch import Fetch, Request, TooManyBadImages, cut_slot, local_windows
+from raydino.data.fetch import Fetch, Request, TooManyBadImages, cut_slots, local_windows
 from raydino.data.masks import block_masks
 from raydino.data.plan import Plan, PlanError
 from raydino.data.stream import ray_windows
@@ -319,16 +320,36 @@ def test_batches__waiting_for_windows_is_told_from_waiting_for_crops(monkeypatch
 
     def slow_cut(*arguments, **options):
         time.sleep(0.02)
-        return cut_slot(*arguments, **options)
+        return cut_slots(*arguments, **options)
 
     shares = []
-    for read, cut in ((slow_read, cut_slot), (local_windows, slow_cut)):
-        monkeypatch.setattr(module, "cut_slot", cut)
+    for read, cut in ((slow_read, cut_slots), (local_windows, slow_cut)):
+        monkeypatch.setattr(module, "cut_slots", cut)
         began = time.perf_counter()
         with closing(run(Shelf(GROUPS), steps=6, read=read, threads=1)) as made:
             assert len(list(made)) == 6
             shares.append(made.starved / (time.perf_counter() - began))
     assert shares[0] > 2 * shares[1]
+
+
+@pytest.mark.parametrize("views", [VIEWS, ON_DEVICE])
+def test_batches__by_processes_beside_the_threads_are_the_same(views, monkeypatch):
+    shelf, told, here = Shelf(GROUPS, broken=(2, 3, 20, 41)), [], []
+    expected = list(run(shelf, views=views, bad=here))
+    monkeypatch.setattr(cutters, "PATIENCE", 0.0)
+
+    def cutter(*arguments, **options):
+        made = Cutter(*arguments, **options)
+        made.cut_encoded([], out=[])
+        while not made._process.ready():
+            time.sleep(0.01)
+        return made
+
+    monkeypatch.setattr(module, "Cutter", cutter)
+    used = []
+    monkeypatch.setattr(Cropper, "cut_encoded", lambda *_, **__: used.append("this process") or [])
+    all_equal(run(shelf, views=views, bad=told), expected)
+    assert told == here and len(told) == 4 and used == ["this process"] * 2  # to begin with, nothing
 
 
 def test_batches__dropped_without_a_word_they_end_too():

@@ -1,11 +1,5 @@
 """How a method runs on several ranks."""
 
-import os
-import platform
-import resource
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -42,42 +36,6 @@ def test_replicate__batch_norm_of_student_and_teacher_is_synchronised_on_gpus(mo
     made = parallel.replicate(method, torch.device("cuda:0"))
     assert isinstance(made["student"], nn.SyncBatchNorm) and isinstance(made["teacher"][0], nn.SyncBatchNorm)
     assert made["student"].weight is weight  # the optimiser holds it
-
-
-FAULTS = """
-import resource, torch
-from raydino.train.parallel import keep_freed_memory
-
-def faults():
-    for step in range(6):
-        if step == 2:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        tensors = [torch.ones(size * 1_000_000) for size in (11, 13, 17)]
-        del tensors
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-given_back = faults()
-keep_freed_memory()
-print(given_back, faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_keep_freed_memory__steps_after_the_first_take_no_fresh_pages():
-    chosen = {name: value for name, value in os.environ.items() if name not in parallel.MALLOC_VARIABLES}
-    words = [sys.executable, "-c", FAULTS]
-    told = subprocess.run(words, env=chosen, capture_output=True, text=True, check=True).stdout
-    given_back, kept = map(int, told.split())
-    pages = 4 * 41 * 4_000_000 // resource.getpagesize()  # four steps of 164 MB
-    assert given_back > 0.9 * pages
-    assert kept < pages / 100
-
-
-@pytest.mark.parametrize("name", parallel.MALLOC_VARIABLES)
-def test_keep_freed_memory__leaves_an_allocator_alone_that_the_environment_sets(name, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda _: pytest.fail("asked for the allocator"))
-    monkeypatch.setenv(name, "")
-    parallel.keep_freed_memory()
 
 
 def _tiny() -> Method:

@@ -1,14 +1,13 @@
 """Batches of one rank, in the order of the plan.
 
-Whole windows of encoded images come from Ray Data (stream.py); threads in the worker decode each image once and cut all its
-crops straight into the batch. Encoded bytes are 25 times smaller than their crops, so this leaves the object store almost empty.
-But threads share Python's lock with the training step: a step that is short, as on a GPU, waits for them. `decode_in="cluster"`
-moves decoding and cropping into tasks of their own, on every free CPU. Pixels are identical either way, because every draw is
-keyed and a bad image's substitute depends on bytes and order alone.
+Whole windows of encoded images come from Ray Data (stream.py); threads in the worker, each with a process beside it (cutters.py),
+decode each image once and cut all its crops into the batch. Encoded bytes are 25 times smaller than their crops, so this leaves
+the object store almost empty. `decode_in="cluster"` moves both into Ray's tasks, on every free CPU. Pixels are identical either
+way, because every draw is keyed and a bad image's substitute depends on bytes and order alone.
 
-The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order (-> claims) -> places
--> threads -> Batch. It begins at once: Ray needs seconds for its first window, and the model is built meanwhile. Every arrow is
-bounded, and closing the returned stream ends all of it.
+The chain is requests -> read (`ray_windows`, or `local_windows` without Ray) -> arrival in order (-> claims) -> places -> threads
+-> Batch. It begins at once: Ray needs seconds for its first window, and the model is built meanwhile. Every arrow is bounded, and
+closing the returned stream ends all of it.
 """
 
 import time
@@ -16,8 +15,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -29,8 +29,9 @@ from raydino.config import ConfigError
 from raydino.data.ahead import Ahead
 from raydino.data.claims import Admitted, Claim, admit
 from raydino.data.crops import Cropper
+from raydino.data.cutters import Cutter
 from raydino.data.draws import colours_of, room
-from raydino.data.fetch import Bad, BadImage, Cut, CutWindow, Fetch, Met, Read, Request, Verdicts, cut_slot, requests
+from raydino.data.fetch import Bad, BadImage, Cut, CutWindow, Fetch, Met, Read, Request, Verdicts, cut_slots, requests
 from raydino.data.masks import lanes_masks
 from raydino.data.plan import Plan, Rows, Window
 from raydino.data.stream import ray_windows
@@ -39,6 +40,7 @@ from raydino.views import Batch, Views
 
 CROP_THREADS = "raydino-crops"
 """What the names of the threads that cut crops begin with."""
+PART = 16  # images that a thread cuts in one go: what it says to its process for each of them takes a hundredth of the cutting
 
 
 class StreamError(RuntimeError):
@@ -118,7 +120,7 @@ def batches(
         on_bad: told of every undecodable image once.
         decode_in: "worker" sends encoded bytes here; "cluster" decodes and cuts in Ray tasks, which takes about 25 times
             the object store: lanes / world * window rows * bytes of all views, per worker.
-        threads: decoding threads here.
+        threads: decoding threads here, and processes beside them.
         prefetch: batches cut ahead.
         read: how windows are fetched; None is `ray_windows`.
         claim: asked for every window, the same by all ranks; None trains on whatever the plan orders.
@@ -219,13 +221,19 @@ def _cutting(
     span: _Span, tables: Generator[pa.Table, None, None], cropper: Cropper, *, fetch: Fetch, threads: int
 ) -> Generator[_Cutting, None, None]:
     """Hands every slot to a thread as soon as its window is there."""
-    views = cropper.views
-    with closing(tables), ThreadPoolExecutor(threads, thread_name_prefix=CROP_THREADS) as pool:
+    views, cutters = cropper.views, SimpleQueue[Cutter]()
+    with ExitStack() as ends:
+        ends.enter_context(closing(tables))
+        for _ in range(threads):
+            cutters.put(ends.enter_context(closing(Cutter(cropper, images=PART))))
+        pool = ends.enter_context(ThreadPoolExecutor(threads, thread_name_prefix=CROP_THREADS))
         for step, places in span.places(tables):
             arrays = room(views, len(places))
             out = [{name: array[:, column] for name, array in arrays.items()} for column in range(len(places))]
             if fetch.cropper is None:
-                cuts = [pool.submit(_cut_one, place, cropper, into) for place, into in zip(places, out, strict=True)]
+                size = min(PART, -(-len(places) // threads))
+                begins = range(0, len(places), size)
+                cuts = [pool.submit(_cut_part, places[at : at + size], cutters, out[at : at + size]) for at in begins]
             else:  # copies only: handing them over one by one would take longer
                 cuts = [pool.submit(_copy_all, places, out)]
             masks = None if views.masks is None else pool.submit(_masks, views, span, seed=cropper.seed, step=step)
@@ -233,17 +241,19 @@ def _cutting(
             yield _Cutting(step, arrays, masks, [place.slot for place in places], refused, cuts)
 
 
-def _cut_one(place: _Place, cropper: Cropper, out: dict[str, NDArray[Any]]) -> list[Cut]:
-    assert isinstance(place.rows, pa.Table)
-    return [cut_slot(place.rows, place.row, cropper, out=out, turns=place.turns)]
+def _cut_part(places: list[_Place], cutters: SimpleQueue[Cutter], out: list[dict[str, NDArray[Any]]]) -> list[Cut]:
+    cutter = cutters.get()
+    try:
+        return cut_slots([(place.rows, place.row, place.turns) for place in places], cutter, out=out)
+    finally:
+        cutters.put(cutter)
 
 
 def _copy_all(places: list[_Place], out: list[dict[str, NDArray[Any]]]) -> list[Cut]:
-    cuts = []
-    for place, into in zip(places, out, strict=True):
-        assert isinstance(place.rows, CutWindow)
-        cuts.append(place.rows.copy(place.row, into, turns=place.turns))
-    return cuts
+    cut = [
+        (place.rows, place, into) for place, into in zip(places, out, strict=True) if isinstance(place.rows, CutWindow)
+    ]
+    return [rows.copy(place.row, into, turns=place.turns) for rows, place, into in cut]
 
 
 def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ to colour.py, and what was drawn for it comes beside the pixels.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
@@ -21,6 +21,7 @@ from albumentations.augmentations.blur import functional as blur
 from albumentations.augmentations.pixel import functional as pixel
 from numpy.typing import NDArray
 
+from raydino.data.decode import Undecodable, decode
 from raydino.data.draws import (
     BLUR_KERNEL,
     BRIGHTNESS,
@@ -41,6 +42,8 @@ from raydino.views import Crops, Views
 cv2.setNumThreads(0)  # images are cut in parallel, one thread each; OpenCV's own pool would only fight for the cores
 
 Pixels = NDArray[np.uint8]
+Encoded = tuple[int, bytes, bytes]
+"""An image to decode and cut: epoch, id, bytes."""
 
 SOLARIZE_THRESHOLD = 128 / 255  # albumentations counts it as a share of 255; values from 128 on are inverted, as in PIL
 
@@ -64,6 +67,19 @@ class Cropper:
         crops = room(self.views)
         self.cut(image, epoch=epoch, sample=sample, out=crops)
         return crops
+
+    def cut_encoded(self, images: Sequence[Encoded], *, out: Sequence[Mapping[str, NDArray[Any]]]) -> list[str | None]:
+        """Decodes and cuts each image into its arrays; for each the reason why it cannot be decoded, None where it was cut."""
+        reasons: list[str | None] = []
+        for (epoch, sample, data), into in zip(images, out, strict=True):
+            try:
+                image = decode(data, channels=self.views.channels, least=self.least)
+            except Undecodable as error:
+                reasons.append(error.reason)
+                continue
+            self.cut(image, epoch=epoch, sample=sample, out=into)
+            reasons.append(None)
+        return reasons
 
     def cut(self, image: Pixels, *, epoch: int, sample: bytes, out: Mapping[str, NDArray[Any]]) -> None:
         """`__call__` into given arrays (`room`); they may be views of a batch."""

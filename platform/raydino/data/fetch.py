@@ -6,7 +6,7 @@ meets the same images.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydino import faults
-from raydino.data.decode import Undecodable, decode
 from raydino.data.draws import room
 from raydino.data.plan import Plan, Rows
 
 if TYPE_CHECKING:
-    from raydino.data.crops import Cropper, Pixels
+    from raydino.data.crops import Cropper, Encoded, Pixels
 
 LEAST_SEEN = 100  # images before the share of bad ones is judged
 DUPLICATE, LEAKED = (
@@ -132,17 +131,9 @@ class Fetch:
         assert self.cropper is not None
         views = self.cropper.views
         crops = {name: np.zeros((rows.num_rows, *one.shape), dtype=one.dtype) for name, one in room(views).items()}
-        reasons: list[str | None] = []
-        for at, row in enumerate(rows.select(["epoch", "id", "bytes"]).to_pylist()):
-            try:
-                image = decode(row["bytes"], channels=views.channels, least=self.cropper.least)
-            except Undecodable as error:
-                reasons.append(error.reason)
-                continue
-            reasons.append(None)
-            self.cropper.cut(
-                image, epoch=row["epoch"], sample=row["id"], out={name: array[at] for name, array in crops.items()}
-            )
+        images = zip(*(rows[name].to_pylist() for name in ("epoch", "id", "bytes")), strict=True)
+        out = [{name: array[row] for name, array in crops.items()} for row in range(rows.num_rows)]
+        reasons = self.cropper.cut_encoded(list(images), out=out)
         packed = {
             _column(name): pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(array[0].nbytes), len(array), [None, pa.py_buffer(array.reshape(-1))]
@@ -163,34 +154,59 @@ def local_windows(fetch: Fetch, requests: Iterator[Request]) -> Generator[pa.Tab
     yield from map(fetch, requests)
 
 
-def cut_slot(
-    rows: pa.Table, place: int, cropper: "Cropper", *, out: Mapping[str, NDArray[Any]], turns: Rows | None = None
-) -> Cut:
-    """Cuts the image at `place` of a window, or the next decodable one, into `out`; what was cut, and the bad ones met.
+class Cuts(Protocol):
+    """What cuts encoded images: a `Cropper`, or a `Cutter` with its process."""
 
-    `turns` names the row that is used at each place, where that is not the place itself (`claims.Admitted`).
+    def cut_encoded(
+        self, images: "Sequence[Encoded]", *, out: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> list[str | None]:
+        """As `Cropper.cut_encoded`."""
+        ...
+
+
+def cut_slots(
+    places: Sequence[tuple[pa.Table, int, Rows | None]], cuts: Cuts, *, out: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[Cut]:
+    """Cuts the image at each place, or the next decodable one of its window, into `out`; what was cut, and the bad ones met.
+
+    A place is a window as `Fetch.read` gives it, a place there, and the row that is used at each of its places, where that is
+    not the place itself (`claims.Admitted`).
 
     Raises:
-        TooManyBadImages: no image of the window can be decoded.
+        TooManyBadImages: no image of a window can be decoded.
     """
-    met: Bad = []
-    for at in _from(place, rows.num_rows, turns):
-        sample = rows["id"][at].as_py()
-        try:
-            image = decode(rows["bytes"][at].as_py(), channels=cropper.views.channels, least=cropper.least)
-        except Undecodable as error:
-            met.append((sample, rows["path"][at].as_py() or "", error.reason))
-            continue
-        cropper.cut(image, epoch=rows["epoch"][at].as_py(), sample=sample, out=out)
-        return Cut(sample, _label(rows["label"][at].as_py()) if "label" in rows.column_names else None, met)
-    raise _none_decodable(met)
+    rows = [_from(at, window.num_rows, turns) for window, at, turns in places]
+    met: list[Bad] = [[] for _ in places]
+    found: dict[int, Cut] = {}
+    while left := [slot for slot in range(len(places)) if slot not in found]:
+        tried = [_image(places[slot][0], rows[slot], met[slot]) for slot in left]
+        reasons = cuts.cut_encoded([encoded for encoded, _, _ in tried], out=[out[slot] for slot in left])
+        for slot, ((_, sample, _), path, label), reason in zip(left, tried, reasons, strict=True):
+            if reason is None:
+                found[slot] = Cut(sample, label, met[slot])
+            else:
+                met[slot].append((sample, path, reason))
+    return [found[slot] for slot in range(len(places))]
+
+
+def _image(window: pa.Table, rows: Iterator[int], met: Bad) -> "tuple[Encoded, str, int | None]":
+    """The next image of a window: what is cut, its path, its label."""
+    at = next(rows, None)
+    if at is None:
+        raise _none_decodable(met)
+    epoch, sample, data, path = (window[name][at].as_py() for name in ("epoch", "id", "bytes", "path"))
+    return (
+        (epoch, sample, data),
+        path or "",
+        _label(window["label"][at].as_py()) if "label" in window.column_names else None,
+    )
 
 
 class CutWindow:
     """A window that was cut where it was read (`Fetch.cut`), ready to be copied into batches.
 
-    `copy` does what `cut_slot` does, with the same pixels: an image's crops are keyed by its own id, so those of a substitute are
-    the ones cut for its own place.
+    `copy` does for a place what `cut_slots` does, with the same pixels: an image's crops are keyed by its own id, so those of a
+    substitute are the ones cut for its own place.
     """
 
     def __init__(self, rows: pa.Table) -> None:

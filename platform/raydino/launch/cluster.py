@@ -54,10 +54,11 @@ class ClusterConfig(Config):
     threads: Annotated[int, Field(ge=0)] = 0
     """torch threads per worker; 0 shares the node's cores among the workers on it."""
     data_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that decode and crop in a worker; 0: with a GPU all its cores but one, without half of them."""
+    """Threads that decode and crop in a worker, each in a process of its own from the tenth second on; 0: with a GPU all the
+    worker's cores but one, without half of them."""
     decode_in: Literal["auto", "worker", "cluster"] = "auto"
-    """Where images are decoded and cropped: in threads of the training worker, or in Ray Data tasks on any node with free CPUs;
-    auto: in the cluster if workers take GPUs, leave most CPUs free and the cut windows fit into the object store."""
+    """Where images are decoded and cropped: beside the training worker (`data_threads`), or in Ray Data tasks on any node with
+    free CPUs; auto: in the cluster if workers take GPUs, leave most CPUs free and the cut windows fit into the object store."""
     prefetch: Annotated[int, Field(ge=0)] = 2
     """Batches prepared ahead of the step."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -164,8 +165,8 @@ class ClusterConfig(Config):
         """`decode_in` on a cluster with `gpus`, `cpus` and an object store of `store` bytes, of which the run would fill
         `store_needed` if images were cut in the cluster.
 
-        Threads that cut hold up the Python of the step beside them: measured on an H100 with 16 cores and 32-pixel images,
-        251 images/s against 2,920 with tasks. On a CPU the step is long, and there are few cores for more processes.
+        Measured on an H100 with 16 cores and 32-pixel images, before threads had processes beside them: 251 images/s, and 2,920
+        with tasks. On a CPU there are few cores for tasks, and on two of them Ray Data runs one at a time.
         """
         if self.decode_in != "auto":
             return self.decode_in

@@ -1,8 +1,5 @@
 """How one model runs on several workers and in which precision. Everything here changes speed or place, not the recipe."""
 
-import ctypes
-import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -21,24 +18,6 @@ from raydino.nn.backbone import Backbone
 from raydino.train.sharding import shard_method
 
 Precision = Literal["bf16", "fp32"]
-
-# mallopt's numbers in glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep the memory it frees, because the next step on a CPU asks for the same again.
-
-    glibc hands large tensors back to the system, which clears their pages before it lends them anew: 2 ns a number, several times
-    what most operations take. Does nothing where the environment sets glibc's thresholds, or without glibc.
-    """
-    if sys.platform != "linux" or any(name in os.environ for name in MALLOC_VARIABLES):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def distribute(

@@ -9,6 +9,7 @@ import logging
 import resource
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from raydino import collectives
 from raydino.data.batches import CROP_THREADS
+from raydino.data.cutters import MODULE
 from raydino.launch.job import PROFILE, PROFILED_STEPS, SETTLING_STEPS, Job
 from raydino.launch.workers.record import Record
 from raydino.train.profiling.limits import copy_rate, matmul_rate
@@ -110,6 +112,11 @@ def _write(folder: Path, measured: Measured, job: Job, record: Record) -> None:
 
 
 def _crop_seconds() -> float:
-    """Core seconds that this process's threads have cut crops for."""
-    cutting = {t.native_id for t in threading.enumerate() if t.name.startswith(CROP_THREADS)}
-    return sum(t.user_time + t.system_time for t in psutil.Process().threads() if t.id in cutting)
+    """Core seconds for which this process's threads have cut crops, and the processes beside them."""
+    me, threads = psutil.Process(), {t.native_id for t in threading.enumerate() if t.name.startswith(CROP_THREADS)}
+    used = [t.user_time + t.system_time for t in me.threads() if t.id in threads]
+    for child in me.children():
+        with suppress(psutil.Error):  # it may just have ended
+            if MODULE in child.cmdline():
+                used.append(sum(child.cpu_times()[:2]))
+    return sum(used)

@@ -21,6 +21,7 @@ import torch
 from ray.train.torch import get_device
 
 from raydino import collectives
+from raydino.allocator import keep_freed_memory
 from raydino.config import ConfigError, in_steps
 from raydino.data.batches import batches
 from raydino.data.fetch import TooManyBadImages
@@ -52,7 +53,6 @@ from raydino.train.parallel import (
     compile_blocks,
     distribute,
     fuse_losses,
-    keep_freed_memory,
     native_bf16,
     recompute_blocks,
 )

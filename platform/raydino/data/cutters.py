@@ -1,0 +1,156 @@
+"""Cutters: each thread that cuts crops has a process beside it, for threads of one process take turns at Python's lock.
+
+A thread begins by itself. Once it has cut for as long as pays for the start of a process, it starts one, sends it encoded images
+from then on, and copies the crops out of memory that both share. If the process dies, the thread goes on by itself, and in time
+starts another. The pixels are the same either way. The process ends when its connection does, so with the worker, however that
+ends.
+"""
+
+import logging
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydino.allocator import keep_freed_memory
+from raydino.data.crops import Cropper, Encoded
+from raydino.data.draws import room
+
+log = logging.getLogger(__name__)
+
+MODULE = "raydino.data.cutters"
+"""What a cutting process runs."""
+PATIENCE = 10.0  # s of cutting before a process is started, which takes 3 s of a core; short runs never start one
+END_SECONDS = 5.0
+
+
+class Cutter:
+    """Cuts as a `Cropper` does, for one thread at a time, up to `images` images at once; close it to end its process."""
+
+    def __init__(self, cropper: Cropper, *, images: int) -> None:
+        self._cropper, self._images = cropper, images
+        self._cut_here, self._patience = 0.0, PATIENCE
+        self._process: _Process | None = None
+
+    def cut_encoded(self, images: Sequence[Encoded], *, out: Sequence[Mapping[str, NDArray[Any]]]) -> list[str | None]:
+        """As `Cropper.cut_encoded`."""
+        try:
+            if self._process is None and self._cut_here >= self._patience:
+                self._process = _Process(self._cropper, self._images)
+            if self._process is not None and self._process.ready():
+                return self._process.cut_encoded(images, out=out)
+        except (OSError, EOFError) as error:
+            self._lose(error)
+        begun = time.perf_counter()
+        reasons = self._cropper.cut_encoded(images, out=out)
+        self._cut_here += time.perf_counter() - begun
+        return reasons
+
+    def close(self) -> None:
+        """End its process."""
+        if self._process is not None:
+            self._process.end()
+
+    def _lose(self, error: OSError | EOFError) -> None:
+        why = f"could not start ({error})"
+        if self._process is not None:
+            why = f"has ended (exit status {self._process.end()}; -9: killed, as where memory runs out)"
+        self._process, self._cut_here, self._patience = None, 0.0, 10 * self._patience
+        log.warning(
+            "a process that cuts crops %s; a thread cuts in its place, another starts in %.0f s", why, self._patience
+        )
+
+
+class _Process:
+    """The other process, as its thread sees it."""
+
+    def __init__(self, cropper: Cropper, images: int) -> None:
+        self._ready = False
+        self._connection, theirs = Pipe()
+        size = sum(array.nbytes for array in room(cropper.views, images).values())
+        with theirs, _shared_file(size) as shared:
+            self._crops = _arrays(cropper, images, shared.fileno())
+            given = (theirs.fileno(), shared.fileno())
+            paths = {
+                "PYTHONPATH": os.pathsep.join(sys.path)
+            }  # Ray gives a worker some that its environment does not name
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, *map(str, given)],
+                env={**os.environ, **paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                stdin=subprocess.DEVNULL,
+                pass_fds=given,
+            )
+        self._connection.send((cropper, images))
+
+    def ready(self) -> bool:
+        """Whether it has loaded what it needs. Raises EOFError or OSError where it has died."""
+        if not self._ready and self._connection.poll():
+            self._ready = self._connection.recv() == "ready"
+        return self._ready
+
+    def cut_encoded(self, images: Sequence[Encoded], *, out: Sequence[Mapping[str, NDArray[Any]]]) -> list[str | None]:
+        """As `Cropper.cut_encoded`. Raises EOFError or OSError where it has died, or dies meanwhile."""
+        self._connection.send(list(images))
+        reasons: list[str | None] = self._connection.recv()
+        for name, crops in self._crops.items():
+            for image, (into, reason) in enumerate(zip(out, reasons, strict=True)):
+                if reason is None:
+                    into[name][...] = crops[:, image]
+        return reasons
+
+    def end(self) -> int:
+        """End it; its exit status."""
+        self._connection.close()
+        try:
+            return self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _shared_file(size: int) -> BinaryIO:
+    """A file of `size` bytes without a name, so that nothing is left over; on Linux in memory, whatever /dev/shm has room for."""
+    if hasattr(os, "memfd_create"):
+        file: BinaryIO = os.fdopen(os.memfd_create("crops"), "r+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+    file.truncate(size)
+    return file
+
+
+def _arrays(cropper: Cropper, images: int, shared: int) -> dict[str, NDArray[Any]]:
+    """`room` for `images` images in a shared file."""
+    memory, begin, arrays = mmap.mmap(shared, 0), 0, {}
+    for name, like in room(cropper.views, images).items():
+        arrays[name] = np.frombuffer(memory, like.dtype, like.size, begin).reshape(like.shape)
+        begin += like.nbytes
+    return arrays
+
+
+def main(connected: int, shared: int) -> None:
+    """What the process does: cut what it is sent, until the connection ends. An error ends it too: the thread meets it again."""
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; this one ends with its worker
+    connection = Connection(connected)
+    with suppress(EOFError, ConnectionError):
+        cropper, most = connection.recv()
+        arrays = _arrays(cropper, most, shared)
+        out = [{name: array[:, image] for name, array in arrays.items()} for image in range(most)]
+        connection.send("ready")
+        while True:
+            images = connection.recv()
+            connection.send(cropper.cut_encoded(images, out=out[: len(images)]))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
