@@ -332,8 +332,8 @@ def test_batches__waiting_for_windows_is_told_from_waiting_for_crops(monkeypatch
     assert shares[0] > 2 * shares[1]
 
 
-@pytest.mark.parametrize("views", [VIEWS, ON_DEVICE])
-def test_batches__by_processes_beside_the_threads_are_the_same(views, monkeypatch):
+def test_batches__by_processes_beside_the_threads_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    views = ON_DEVICE  # pixels, and what was drawn for colours
     shelf, told, here = Shelf(GROUPS, broken=(2, 3, 20, 41)), [], []
     expected = list(run(shelf, views=views, bad=here))
     monkeypatch.setattr(cutters, "PATIENCE", 0.0)

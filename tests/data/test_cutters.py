@@ -74,22 +74,20 @@ def at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cutters, "PATIENCE", 0.0)
 
 
-@pytest.mark.parametrize("fast", [False, "device"])
-def test_cutter__its_process_cuts_the_same_pixels_and_tells_what_cannot_be_decoded(fast, monkeypatch):
-    views = VIEWS.override({"fast_crops": fast})
+def test_cutter__its_process_cuts_the_same_pixels_and_tells_what_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch):
     broken = [IMAGES[0], (0, b"b" * 16, BROKEN), IMAGES[2]]
-    here = Cropper(views, seed=3).cut_encoded(broken, out=space(views, 3)[1])
-    cutter = with_process(views)
+    here = Cropper(VIEWS, seed=3).cut_encoded(broken, out=space(VIEWS, 3)[1])
+    cutter = with_process(VIEWS)
     with closing(cutter), monkeypatch.context() as patched:
         patched.setattr(Cropper, "cut_encoded", lambda *_, **__: pytest.fail("cut in this process"))
         for images in (IMAGES, IMAGES[3:], IMAGES[1:2]):
-            arrays, out = space(views, len(images))
+            arrays, out = space(VIEWS, len(images))
             assert cutter.cut_encoded(images, out=out) == [None] * len(images)
-            require_cut(images, arrays, views)
-        arrays, out = space(views, 3)
+            require_cut(images, arrays, VIEWS)
+        arrays, out = space(VIEWS, 3)
         assert cutter.cut_encoded(broken, out=out) == here and here[0] is here[2] is None and here[1]
         assert not arrays["global"][:, 1].any()
-        require_cut([broken[0], broken[2]], {name: array[:, [0, 2]] for name, array in arrays.items()}, views)
+        require_cut([broken[0], broken[2]], {name: array[:, [0, 2]] for name, array in arrays.items()}, VIEWS)
     assert processes() == []
 
 

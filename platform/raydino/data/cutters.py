@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MODULE = "raydino.data.cutters"
 """What a cutting process runs."""
 PATIENCE = 10.0  # s of cutting before a process is started, which takes 3 s of a core; short runs never start one
-END_SECONDS = 5.0
+END_SECONDS = 5.0  # for one that is dying to tell how
 
 
 class Cutter:
@@ -59,12 +59,12 @@ class Cutter:
     def close(self) -> None:
         """End its process."""
         if self._process is not None:
-            self._process.end()
+            self._process.end(0.0)
 
     def _lose(self, error: OSError | EOFError) -> None:
         why = f"could not start ({error})"
         if self._process is not None:
-            why = f"has ended (exit status {self._process.end()}; -9: killed, as where memory runs out)"
+            why = f"has ended (exit status {self._process.end(END_SECONDS)}; -9: killed, as where memory runs out)"
         self._process, self._cut_here, self._patience = None, 0.0, 10 * self._patience
         log.warning(
             "a process that cuts crops %s; a thread cuts in its place, another starts in %.0f s", why, self._patience
@@ -81,9 +81,7 @@ class _Process:
         with theirs, _shared_file(size) as shared:
             self._crops = _arrays(cropper, images, shared.fileno())
             given = (theirs.fileno(), shared.fileno())
-            paths = {
-                "PYTHONPATH": os.pathsep.join(sys.path)
-            }  # Ray gives a worker some that its environment does not name
+            paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # a worker has some that its environment does not name
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, *map(str, given)],
                 env={**os.environ, **paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -108,11 +106,11 @@ class _Process:
                     into[name][...] = crops[:, image]
         return reasons
 
-    def end(self) -> int:
-        """End it; its exit status."""
+    def end(self, seconds: float) -> int:
+        """Its exit status; killed if it has not ended by itself after `seconds`."""
         self._connection.close()
         try:
-            return self._process.wait(END_SECONDS)
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
