@@ -54,8 +54,8 @@ class ClusterConfig(Config):
     threads: Annotated[int, Field(ge=0)] = 0
     """torch threads per worker; 0 shares the node's cores among the workers on it."""
     data_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that decode and crop in a worker, each in a process of its own from the tenth second on; 0: with a GPU all the
-    worker's cores but one, without half of them."""
+    """Threads that decode and crop in a worker, each in a process of its own (330 MB) from the tenth second on; 0: with a GPU
+    all the worker's cores but one, without half of them."""
     decode_in: Literal["auto", "worker", "cluster"] = "auto"
     """Where images are decoded and cropped: beside the training worker (`data_threads`), or in Ray Data tasks on any node with
     free CPUs; auto: in the cluster if workers take GPUs, leave most CPUs free and the cut windows fit into the object store."""
