@@ -7,7 +7,8 @@
 All sides train the same network on the same photographs (imagenet-sample; RAYDINO_DATA, else ../shared/data) with two crops of
 224 and eight of 96 pixels, the same batch, head and optimiser, in fp32, with torch's threads on all cores; "own precision" is
 raydino with the precision that it chooses for the processor. Peers cut crops in two DataLoader workers (--workers), raydino in
-its threads, read by Ray Data. Every side is a process that rests while another trains its block: steps that use up what lay
+processes beside its threads (started at once, as blocks are of a long run), read by Ray Data.
+Every side is a process that rests while another trains its block: steps that use up what lay
 ready, then those that are timed. Torch's threads leave their core while they wait (OMP_WAIT_POLICY=PASSIVE) on all sides. Beside
 the rate stands the rate per core second of all of a side's processes, which other work on the machine disturbs less. The step
 alone: the same crops, ready in memory, one process, sides taking turns.

@@ -1,6 +1,6 @@
 """Our stream against torch's DataLoader: the same crops of the same photographs for a consumer that does nothing.
 
-    python benchmarks/stream.py [--crops fast] [--rounds 4]        # about three minutes on two cores
+    python benchmarks/stream.py [--crops fast] [--rounds 4]        # about six minutes on two cores
 
 Ours reads shards by Ray Data and cuts in threads of this process (`threads`, as in the first seconds of a run), in processes
 beside it (`worker`, as later; started at once here), or in Ray's tasks (`cluster`). The peer is

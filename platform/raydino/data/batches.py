@@ -40,7 +40,7 @@ from raydino.views import Batch, Views
 
 CROP_THREADS = "raydino-crops"
 """What the names of the threads that cut crops begin with."""
-PART = 16  # images that a thread cuts in one go: what it says to its process for each of them takes a hundredth of the cutting
+PART = 16  # images at most that a thread cuts in one go: it need not speak to its process for each
 
 
 class StreamError(RuntimeError):
@@ -242,6 +242,7 @@ def _cutting(
 
 
 def _cut_part(places: list[_Place], cutters: SimpleQueue[Cutter], out: list[dict[str, NDArray[Any]]]) -> list[Cut]:
+    assert all(isinstance(place.rows, pa.Table) for place in places)
     cutter = cutters.get()
     try:
         return cut_slots([(place.rows, place.row, place.turns) for place in places], cutter, out=out)
@@ -250,10 +251,11 @@ def _cut_part(places: list[_Place], cutters: SimpleQueue[Cutter], out: list[dict
 
 
 def _copy_all(places: list[_Place], out: list[dict[str, NDArray[Any]]]) -> list[Cut]:
-    cut = [
-        (place.rows, place, into) for place, into in zip(places, out, strict=True) if isinstance(place.rows, CutWindow)
-    ]
-    return [rows.copy(place.row, into, turns=place.turns) for rows, place, into in cut]
+    cuts = []
+    for place, into in zip(places, out, strict=True):
+        assert isinstance(place.rows, CutWindow)
+        cuts.append(place.rows.copy(place.row, into, turns=place.turns))
+    return cuts
 
 
 def _masks(views: Views, span: _Span, *, seed: int, step: int) -> NDArray[np.bool_]:

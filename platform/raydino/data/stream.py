@@ -90,7 +90,7 @@ class Lent:
             pa.set_memory_pool(
                 pa.system_memory_pool()
             )  # Arrow's own gives pages back however long the next window wants them
-            keep_freed_memory()  # both: 0.4 ms of a photograph's 0.55 in the task
+            keep_freed_memory()  # with both a task takes 0.43 ms a photograph, without 0.55
             self._here[self.key] = ray.get(self._lent)
             while len(self._here) > COLLECTIONS:
                 self._here.popitem(last=False)
