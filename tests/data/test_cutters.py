@@ -75,8 +75,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_cutter__its_process_cuts_the_same_pixels_and_tells_what_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch):
-    broken = [IMAGES[0], (0, b"b" * 16, BROKEN), IMAGES[2]]
-    here = Cropper(VIEWS, seed=3).cut_encoded(broken, out=space(VIEWS, 3)[1])
+    """Whether encoded images lie in shared memory, as two of five do here, or are sent."""
+    monkeypatch.setattr(cutters, "ENCODED_BYTES", len(IMAGES[0][2]) + len(IMAGES[1][2]))
+    broken = [IMAGES[0], (0, b"b" * 16, BROKEN), IMAGES[2], (0, b"e" * 16, b"")]
+    here = Cropper(VIEWS, seed=3).cut_encoded(broken, out=space(VIEWS, 4)[1])
     cutter = with_process(VIEWS)
     with closing(cutter), monkeypatch.context() as patched:
         patched.setattr(Cropper, "cut_encoded", lambda *_, **__: pytest.fail("cut in this process"))
@@ -84,9 +86,9 @@ def test_cutter__its_process_cuts_the_same_pixels_and_tells_what_cannot_be_decod
             arrays, out = space(VIEWS, len(images))
             assert cutter.cut_encoded(images, out=out) == [None] * len(images)
             require_cut(images, arrays, VIEWS)
-        arrays, out = space(VIEWS, 3)
-        assert cutter.cut_encoded(broken, out=out) == here and here[0] is here[2] is None and here[1]
-        assert not arrays["global"][:, 1].any()
+        arrays, out = space(VIEWS, 4)
+        assert cutter.cut_encoded(broken, out=out) == here == [None, "not an image", None, "empty"]
+        assert not arrays["global"][:, [1, 3]].any()
         require_cut([broken[0], broken[2]], {name: array[:, [0, 2]] for name, array in arrays.items()}, VIEWS)
     assert processes() == []
 
@@ -114,8 +116,8 @@ def test_cutter__whose_process_dies_goes_on_by_itself_and_starts_another_later(c
         while cutter._process is None or not cutter._process.ready():
             assert time.monotonic() < until
             assert cutter.cut_encoded(IMAGES, out=out) == [None] * 5
-        with pytest.raises(ValueError, match="not enough values"):
-            cutter.cut_encoded([IMAGES[0][:2]], out=out[:1])  # type: ignore[list-item]  without its bytes
+        with pytest.raises(UnicodeEncodeError, match="surrogates"):
+            cutter.cut_encoded([(0, "\ud800", IMAGES[0][2])], out=out[:1])  # type: ignore[list-item]  no such id
         assert "exit status 1" in caplog.text and processes() == []
 
 

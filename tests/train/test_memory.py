@@ -130,7 +130,7 @@ SHARED = ["dinov2", "weights"]  # activations, and the optimiser's step, as the 
 def _several(rank: int) -> dict[tuple[str, str], int]:
     assert collectives.world_size() == 2
     return {
-        (case, parallel): measured(CASES[case][0], parallel, steps=8, **CASES[case][1])
+        (case, parallel): measured(CASES[case][0], parallel, steps=5, **CASES[case][1])
         for case in SHARED
         for parallel in ("ddp", "fsdp")
     }

@@ -1,9 +1,9 @@
 """Cutters: each thread that cuts crops has a process beside it, for threads of one process take turns at Python's lock.
 
-A thread begins by itself. Once it has cut for as long as pays for the start of a process, it starts one, sends it encoded images
-from then on, and copies the crops out of memory that both share. If the process dies, the thread goes on by itself, and in time
-starts another. The pixels are the same either way. The process ends when its connection does, so with the worker, however that
-ends.
+A thread begins by itself. Once it has cut for as long as pays for the start of a process, it starts one, and from then on lays
+encoded images into memory that both share and copies crops out of it. If the process dies, the thread goes on by itself, and in
+time starts another. The pixels are the same either way. The process ends when its connection does, so with the worker, however
+that ends.
 """
 
 import logging
@@ -28,9 +28,13 @@ from raydino.data.draws import room
 
 log = logging.getLogger(__name__)
 
+_Laid = tuple[int, bytes, int | bytes]
+"""Epoch and id of an image, and how many bytes of it lie in shared memory, or else the bytes."""
+
 MODULE = "raydino.data.cutters"
 """What a cutting process runs."""
 PATIENCE = 10.0  # s of cutting before a process is started, which takes 3 s of a core; short runs never start one
+ENCODED_BYTES = 8 << 20  # of encoded images in shared memory at once; what does not fit is sent
 END_SECONDS = 5.0  # for one that is dying to tell how
 
 
@@ -77,9 +81,9 @@ class _Process:
     def __init__(self, cropper: Cropper, images: int) -> None:
         self._ready = False
         self._connection, theirs = Pipe()
-        size = sum(array.nbytes for array in room(cropper.views, images).values())
+        size = sum(array.nbytes for array in room(cropper.views, images).values()) + ENCODED_BYTES
         with theirs, _shared_file(size) as shared:
-            self._crops = _arrays(cropper, images, shared.fileno())
+            self._shared = _Shared(cropper, images, shared.fileno())
             given = (theirs.fileno(), shared.fileno())
             paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # a worker has some that its environment does not name
             self._process = subprocess.Popen(
@@ -98,9 +102,9 @@ class _Process:
 
     def cut_encoded(self, images: Sequence[Encoded], *, out: Sequence[Mapping[str, NDArray[Any]]]) -> list[str | None]:
         """As `Cropper.cut_encoded`. Raises EOFError or OSError where it has died, or dies meanwhile."""
-        self._connection.send(list(images))
+        self._connection.send(self._shared.lay(images))
         reasons: list[str | None] = self._connection.recv()
-        for name, crops in self._crops.items():
+        for name, crops in self._shared.crops.items():
             for image, (into, reason) in enumerate(zip(out, reasons, strict=True)):
                 if reason is None:
                     into[name][...] = crops[:, image]
@@ -126,13 +130,36 @@ def _shared_file(size: int) -> BinaryIO:
     return file
 
 
-def _arrays(cropper: Cropper, images: int, shared: int) -> dict[str, NDArray[Any]]:
-    """`room` for `images` images in a shared file."""
-    memory, begin, arrays = mmap.mmap(shared, 0), 0, {}
-    for name, like in room(cropper.views, images).items():
-        arrays[name] = np.frombuffer(memory, like.dtype, like.size, begin).reshape(like.shape)
-        begin += like.nbytes
-    return arrays
+class _Shared:
+    """The memory that a thread and its process share: crops as `room` has them, then encoded images side by side."""
+
+    def __init__(self, cropper: Cropper, images: int, shared: int) -> None:
+        memory, begin = np.frombuffer(mmap.mmap(shared, 0), np.uint8), 0
+        self.crops: dict[str, NDArray[Any]] = {}
+        for name, like in room(cropper.views, images).items():
+            self.crops[name] = memory[begin : begin + like.nbytes].view(like.dtype).reshape(like.shape)
+            begin += like.nbytes
+        self._encoded = memory[begin:]
+
+    def lay(self, images: Sequence[Encoded]) -> list[_Laid]:
+        """Lays encoded images into it, as many as fit; what `taken` needs."""
+        laid, begin = list[_Laid](), 0
+        for epoch, sample, data in images:
+            fits = begin + len(data) <= len(self._encoded)
+            laid.append((epoch, sample, len(data) if fits else data))
+            if fits:
+                self._encoded[begin : begin + len(data)] = np.frombuffer(data, np.uint8)
+                begin += len(data)
+        return laid
+
+    def taken(self, laid: Sequence[_Laid]) -> list[Encoded]:
+        """The encoded images, as they were before `lay`."""
+        images, begin = list[Encoded](), 0
+        for epoch, sample, data in laid:
+            if isinstance(data, int):
+                begin, data = begin + data, self._encoded[begin : begin + data].tobytes()
+            images.append((epoch, sample, data))
+        return images
 
 
 def main(connected: int, shared: int) -> None:
@@ -142,11 +169,11 @@ def main(connected: int, shared: int) -> None:
     connection = Connection(connected)
     with suppress(EOFError, ConnectionError):
         cropper, most = connection.recv()
-        arrays = _arrays(cropper, most, shared)
-        out = [{name: array[:, image] for name, array in arrays.items()} for image in range(most)]
+        memory = _Shared(cropper, most, shared)
+        out = [{name: array[:, image] for name, array in memory.crops.items()} for image in range(most)]
         connection.send("ready")
         while True:
-            images = connection.recv()
+            images = memory.taken(connection.recv())
             connection.send(cropper.cut_encoded(images, out=out[: len(images)]))
 
 

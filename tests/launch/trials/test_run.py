@@ -132,6 +132,7 @@ class BuggyConfig(DINOv2Config):
         raise ZeroDivisionError("the new loss divides by zero")
 
 
+@pytest.mark.fault
 def test_trials__a_bug_fails_its_trial_with_the_reason_and_leaves_the_others_alone(
     trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
@@ -165,6 +166,7 @@ def test_trials__of_several_workers_are_stopped_and_leave_nothing_behind(
         time.sleep(1)
 
 
+@pytest.mark.fault
 def test_trials__asked_to_stop_they_save_and_go_on_later(
     trial_cluster: ClusterConfig, falling: list[Trial], tmp_path: Path
 ):
