@@ -467,6 +467,32 @@ def test_ray_windows__windows_larger_than_the_store_share_still_arrive(ray_clust
 
 
 @pytest.mark.ray
+def test_ray_windows__more_than_the_store_holds_is_kept_without_a_word_to_the_disk(ray_cluster):
+    """All windows of all lanes held at once, as a stream holds one of each lane; the store has 300 MB."""
+    from ray._private.internal_api import memory_summary
+
+    fetch = Fetch(Large(), None)
+    asked = [Request(number, 0, np.array([number]).tobytes(), np.arange(8).tobytes()) for number in range(20)]
+    held = list(ray_windows(fetch, iter(asked)))
+    assert sum(window.nbytes for window in held) > 400e6
+    assert all(
+        window.equals(expected) for window, expected in zip(held, local_windows(fetch, iter(asked)), strict=True)
+    )
+    assert "Spilled" not in memory_summary(stats_only=True)
+
+
+class Large:
+    """Row groups of 8 images of 3 MB."""
+
+    key = "large"
+
+    def read(self, group: int) -> pa.Table:
+        data = np.random.default_rng(group).bytes(3_000_000)
+        ids = [bytes([group, row]) * 8 for row in range(8)]
+        return pa.table({"id": pa.array(ids, pa.binary(16)), "path": ["x"] * 8, "bytes": pa.array([data] * 8)})
+
+
+@pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_ray_windows__scheduler_rests_while_blocks_wait_to_be_taken(ray_cluster, monkeypatch):
     """It runs in a thread of the training worker: spinning there costs the step more than half of its speed on two cores."""

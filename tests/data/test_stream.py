@@ -14,7 +14,7 @@ import ray
 from raydino.curation.synthetic import write_builtin
 from raydino.data import stream
 from raydino.data.fetch import Fetch
-from raydino.data.stream import COLLECTIONS, READERS, Lent, Pace
+from raydino.data.stream import COLLECTIONS, READERS, Lent, ReadPace
 from raydino.shards.reader import open_collection
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import a test module
@@ -26,7 +26,7 @@ def test_tasks_that_read__import_no_torch(tmp_path: Path):
     of the dataset, with its callback."""
     write_builtin(str(tmp_path / "images"), train=16, test=8)
     fetch = Fetch(open_collection(str(tmp_path / "images"), split="train"), None)
-    (tmp_path / "sent").write_bytes(pickle.dumps((fetch.asked, Pace)))
+    (tmp_path / "sent").write_bytes(pickle.dumps((fetch.asked, ReadPace)))
     script = (
         "import pickle, sys\n"
         "pickle.loads(open(sys.argv[1], 'rb').read())\n"
