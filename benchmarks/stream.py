@@ -53,7 +53,7 @@ from raydino.views import Crops, Views
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GOALS = {"steady": 0.95, "first_batch": 3.0, "stall": 0.01}
-COPIES, GROUP, WINDOW = 10, 64, 256  # of 430 photographs, under ids of their own; rows of a row group, of a window
+COPIES, GROUP, WINDOW = 10, 64, 256  # of 430 photographs, under ids of their own; rows of a row group, window
 BATCH, BATCHES, AHEAD = 64, 67, 24  # images of a batch; batches timed; taken before: processes start, some lie ready
 TOTAL = AHEAD + BATCHES + AHEAD  # of a pass of the DataLoader: until the last timed batch, no worker runs dry
 STEP = 1.5  # a fixed step takes so many times as long as the peer needs to make a batch
@@ -117,7 +117,12 @@ class Sides:
 
     def __init__(self, folder: Path, views: Views) -> None:
         self.collection, self.views = open_collection(str(folder)), views
-        self.plan = Plan(self.collection.row_groups, seed=0, global_batch=BATCH, lanes=4, window=WINDOW)
+        # Cut, larger windows would not fit into the store of a Ray started here, and preflight would refuse the run.
+        rows = {"worker": WINDOW, "threads": WINDOW, "cluster": GROUP}
+        self.plans = {
+            side: Plan(self.collection.row_groups, seed=0, global_batch=BATCH, lanes=4, window=window)
+            for side, window in rows.items()
+        }
         self._loader = DataLoader(
             Groups(self.collection, views),
             batch_size=None,
@@ -132,10 +137,11 @@ class Sides:
         if side == "loader":
             yield from self._loader
             return
+        plan = self.plans[side]
         cutters.PATIENCE = HOURS if side == "threads" else 0.0
         made = batches(
             self.collection,
-            self.plan,
+            plan,
             self.views,
             seed=0,
             rank=0,
@@ -149,7 +155,7 @@ class Sides:
         )
         with closing(made):
             for batch in itertools.islice(made, AHEAD + BATCHES):
-                yield batch.crops, [(batch.step // self.plan.steps_per_epoch, sample) for sample in batch.ids]
+                yield batch.crops, [(batch.step // plan.steps_per_epoch, sample) for sample in batch.ids]
 
     def require_equal(self) -> None:
         """Leave with an error unless all sides cut the pixels that stand for an image and an epoch."""
