@@ -160,10 +160,10 @@ def test_estimate__says_what_memory_is_for():
 
 
 def test_estimate__fused_losses_have_no_temporaries():
-    config, settings = CASES["many_prototypes"]
+    config = DINOv2Config().override({"ibot_head": {"prototypes": 8192, "hidden": 64, "bottleneck": 32}})
     plain, fused = (
         estimate(
-            loop_of(config, "meta", **settings),
+            loop_of(config, "meta"),
             batch_of(config, 1),
             workers=1,
             parallel="ddp",
@@ -172,8 +172,8 @@ def test_estimate__fused_losses_have_no_temporaries():
         )
         for fused in (False, True)
     )
-    scores = int(batch_of(config, 1).masks.sum()) * 8192  # of all patches at once: scaled, their softmax, its products
-    assert 2 * 4 * scores < plain.activations - fused.activations <= 3 * 4 * scores
+    scores = int(batch_of(config, 1).masks.sum()) * 8192  # of all patches at once: their exponentials
+    assert 0.5 * 4 * scores < plain.activations - fused.activations <= 4 * scores
 
 
 def test_estimate__leaves_the_cross_entropy_as_it_was():
