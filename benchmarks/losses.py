@@ -145,7 +145,12 @@ def main() -> None:
         "prototypes": arguments.prototypes,
     }
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({name: report[name] for name in ("milliseconds", "ratios", "limit_share", "missed")}, indent=1))
+    print(f"{'structure':16}{'ms':>9}   raydino is faster by (least, most)")
+    for name, took in report["milliseconds"].items():
+        print(f"{name:16}{took:9.1f}   " + ("{} ({}, {})".format(*report["ratios"][name]) if name in ratios else ""))
+    print(
+        f"raydino: {report['limit_share']:.0%} of a copy's speed; goals {GOALS}, missed: {report['missed'] or 'none'}"
+    )
 
 
 if __name__ == "__main__":

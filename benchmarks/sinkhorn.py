@@ -103,7 +103,13 @@ def compare(samples: int, prototypes: int, dtype: torch.dtype, device: torch.dev
     for name in ("textbook", "log space"):
         ratios = sorted(slow / own for slow, own in zip(spent[name], spent["raydino"], strict=True))
         row[name] = [round(x, 2) for x in (median(ratios), ratios[0], ratios[-1])]
-    print(json.dumps(row))
+    print(
+        f"{samples:4} x {prototypes:6} {row['scores']:8}",
+        row["milliseconds"],
+        "log space:",
+        row["log space"],
+        flush=True,
+    )
     return row
 
 

@@ -291,7 +291,12 @@ def report(
     }
     path = RESULTS / f"step-{arguments.preset}.json"
     path.write_text(json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told, indent=1))
+    print(f"{'step':34}{'images/s':>9}   slower than raydino by (least, most)")
+    for name, ways in told["slower_than_raydino"].items():
+        print(f"{name:34}{told['images_per_second'][name]:9.1f}   " + "{} ({}, {})".format(*ways))
+    print(
+        f"raydino has {told['ratio']} times the published step's speed (goal {GOAL}); {told['limit_share']:.0%} of a large product's"
+    )
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def _in_pieces(
     losses = scores.new_empty(scores.shape[:2], dtype=precision)
     step = max(1, (CACHED if scores.device.type == "cpu" else AT_ONCE) // scores.shape[2])
     sharpness = 1 / temperature
-    for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
-        for begin in islice(range(0, scores.shape[1], step), PIECES):
-            rows = slice(begin, begin + step)
+    for begin in islice(range(0, scores.shape[1], step), PIECES):
+        rows = slice(begin, begin + step)  # of all views in turn: most share a target, which the cache then has
+        for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
             wished, own = target[rows].to(precision), scores[view, rows].to(precision)
             each = wished * own  # then the exponentials: nothing more of this size
             product = each.sum(dim=1)
