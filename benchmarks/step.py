@@ -295,7 +295,8 @@ def report(
     for name, ways in told["slower_than_raydino"].items():
         print(f"{name:34}{told['images_per_second'][name]:9.1f}   " + "{} ({}, {})".format(*ways))
     print(
-        f"raydino has {told['ratio']} times the published step's speed (goal {GOAL}); {told['limit_share']:.0%} of a large product's"
+        f"raydino has {told['ratio']} times the published step's speed (goal {GOAL}); "
+        f"{told['limit_share']:.0%} of a large product's"
     )
 
 
