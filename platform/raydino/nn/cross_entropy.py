@@ -86,11 +86,12 @@ def _in_pieces(
         rows = slice(begin, begin + step)  # of all views in turn: most share a target, which the cache then has
         for view, (target, mass) in enumerate(zip(targets, masses, strict=True)):
             wished, own = target[rows].to(precision), scores[view, rows].to(precision)
-            each = wished * own  # then the exponentials: nothing more of this size
+            each = wished * own  # then the exponentials, in the same memory
             product = each.sum(dim=1)
-            largest = own.amax(dim=1, keepdim=True) * sharpness
+            largest = own.amax(dim=1, keepdim=True) * sharpness  # as rounded: any shift of all exponents cancels
             total = torch.add(-largest, own, alpha=sharpness, out=each).exp_().sum(dim=1, keepdim=True)
             losses[view, rows] = (mass * (largest + total.log())).squeeze(1) - sharpness * product
             if wanted:  # its negative, for one operation less
                 torch.addcmul(wished, each, mass / total, value=-1, out=scores[view, rows])
+            del own, each  # before the next view has its own
     return losses
