@@ -14,9 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CACHED = (
-    1 << 17
-)  # scores taken at once on a CPU: with targets and exponentials 1.5 MB in float32, within a core's cache
+CACHED = 1 << 17  # scores taken at once on a CPU: 1.5 MB with targets and exponentials, about a core's cache
 AT_ONCE = 1 << 26  # elsewhere: enough to fill a GPU, few enough for the temporaries to stay small
 PIECES: int | None = None
 """How many pieces of a view are computed; None is all. Whoever counts memory without computing anything needs no third one."""
