@@ -87,9 +87,10 @@ def batch_of(config: MethodConfig, step: int, images: int = 16, most_masked: int
 
 
 def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **settings) -> int:
-    """Bytes of torch's allocator at the worst moment of a step, all since before the networks were made.
+    """Bytes at the worst moment of a step: what lasts, and the most that torch's allocator has given since the step began.
 
-    Of several steps, after a first one, the least: gloo's threads let go of what they sent when they are next given a core.
+    Of several steps, after a first one, the least: as the profiler tells it, what gloo's threads have sent is freed late or
+    never, so that sharded training grows from step to step.
     """
     images, most = settings.get("images", 16), settings.get("most_masked")
     first, *others = (batch_of(config, step, images, most) for step in range(1 + steps))
@@ -102,13 +103,23 @@ def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **sett
                 train_step(loop, batch)
     events = seen.profiler.kineto_results.events()
     begins = sorted(event.start_ns() for event in events if event.name() == "judged")
-    most, now = [0] * (1 + steps), 0
+    most, before, now = [0] * (1 + steps), [0] * (1 + steps), 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += event.nbytes()
         step = bisect_right(begins, event.start_ns())
-        most[step] = max(most[step], now)
+        before[step] = before[step] or now
+        now += event.nbytes()
+        most[step] = max(most[step], now - before[step])
     assert len(begins) == steps
-    return min(most[1:])
+    return lasting(loop, parallel) + min(most[1:])
+
+
+def lasting(loop: Loop, parallel: str) -> int:
+    """Bytes of this rank's weights, buffers and optimiser state, and of the places that replicas keep for all gradients."""
+    states = [value for state in loop.optimizer.state.values() for value in state.values()]
+    kept = [*loop.method.parameters(), *loop.method.buffers(), *(s for s in states if isinstance(s, torch.Tensor))]
+    if parallel == "ddp" and collectives.world_size() > 1:
+        kept += [parameter for parameter in loop.method.parameters() if parameter.requires_grad]
+    return sum(own.numel() * own.element_size() for own in map(collectives.shard, kept))
 
 
 def estimated(config: MethodConfig, parallel: str = "ddp", workers: int = 1, **settings) -> Memory:
