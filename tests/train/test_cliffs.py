@@ -76,13 +76,12 @@ def first_alarm(recipe: Recipe, images: Path, train_here: Callable[..., Any]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.fault) for seed in range(1, 10))])
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.fault) for seed in range(3, 10))])
 def test_recipe__does_not_collapse(seed: int, images: Path, train_here: Callable[..., Any]):
     assert first_alarm(RECIPE.override({"seed": seed}), images, train_here) is None
 
 
 @pytest.mark.slow
-@pytest.mark.fault
 @pytest.mark.parametrize("neighbour", SOUND)
 def test_neighbour_of_a_cliff__does_not_collapse(neighbour: str, images: Path, train_here: Callable[..., Any]):
     assert first_alarm(RECIPE.override(SOUND[neighbour]), images, train_here) is None
