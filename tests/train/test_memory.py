@@ -1,7 +1,8 @@
 """The estimate against the allocations that torch's profiler counts in the real step, on one worker and on several."""
 
 import gc
-from bisect import bisect_right
+from bisect import bisect_right, insort
+from operator import itemgetter
 
 import pytest
 import torch
@@ -86,11 +87,45 @@ def batch_of(config: MethodConfig, step: int, images: int = 16, most_masked: int
     return Batch(crops, masks, (b"",) * images, step, labels, most_masked=most_masked)
 
 
-def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **settings) -> int:
-    """Bytes at the worst moment of a step: what lasts, and the most that torch's allocator has given since the step began.
+class Given:
+    """Blocks of memory that are in use. What a new one lies over was free: the profiler does not see what gloo's threads free."""
 
-    Of several steps, after a first one, the least: as the profiler tells it, what gloo's threads have sent is freed late or
-    never, so that sharded training grows from step to step.
+    def __init__(self) -> None:
+        self.total = 0
+        self._starts: list[int] = []
+        self._sizes: dict[int, int] = {}
+
+    def note(self, start: int, size: int) -> None:
+        """A block was given, or with a negative size taken back."""
+        if size > 0:
+            at = max(0, bisect_right(self._starts, start) - 1)
+            while at < len(self._starts) and self._starts[at] < start + size:
+                own = self._starts[at]
+                if own + self._sizes[own] > start:
+                    self._drop(at)
+                else:
+                    at += 1
+            insort(self._starts, start)
+            self._sizes[start] = size
+            self.total += size
+        elif start in self._sizes:
+            self._drop(bisect_right(self._starts, start) - 1)
+
+    def _drop(self, at: int) -> None:
+        self.total -= self._sizes.pop(self._starts.pop(at))
+
+
+def _allocations(events):
+    for event in events:
+        if event.tag.name == "Allocation":
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
+        yield from _allocations(event.children)
+
+
+def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **settings) -> int:
+    """Bytes of torch's allocator at the worst moment of a step, all since before the networks were made.
+
+    Of several steps, after a first one, the least: gloo's threads let go of what they sent when they are next given a core.
     """
     images, most = settings.get("images", 16), settings.get("most_masked")
     first, *others = (batch_of(config, step, images, most) for step in range(1 + steps))
@@ -101,25 +136,15 @@ def measured(config: MethodConfig, parallel: str = "ddp", steps: int = 1, **sett
         for batch in others:
             with record_function("judged"):
                 train_step(loop, batch)
-    events = seen.profiler.kineto_results.events()
-    begins = sorted(event.start_ns() for event in events if event.name() == "judged")
-    most, before, now = [0] * (1 + steps), [0] * (1 + steps), 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        step = bisect_right(begins, event.start_ns())
-        before[step] = before[step] or now
-        now += event.nbytes()
-        most[step] = max(most[step], now - before[step])
+    results = seen.profiler.kineto_results
+    begins = sorted(event.start_ns() for event in results.events() if event.name() == "judged")
+    most, given = [0] * (1 + steps), Given()
+    for when, start, size in sorted(_allocations(results.experimental_event_tree()), key=itemgetter(0)):
+        given.note(start, size)
+        step = bisect_right(begins, when)
+        most[step] = max(most[step], given.total)
     assert len(begins) == steps
-    return lasting(loop, parallel) + min(most[1:])
-
-
-def lasting(loop: Loop, parallel: str) -> int:
-    """Bytes of this rank's weights, buffers and optimiser state, and of the places that replicas keep for all gradients."""
-    states = [value for state in loop.optimizer.state.values() for value in state.values()]
-    kept = [*loop.method.parameters(), *loop.method.buffers(), *(s for s in states if isinstance(s, torch.Tensor))]
-    if parallel == "ddp" and collectives.world_size() > 1:
-        kept += [parameter for parameter in loop.method.parameters() if parameter.requires_grad]
-    return sum(own.numel() * own.element_size() for own in map(collectives.shard, kept))
+    return min(most[1:])
 
 
 def estimated(config: MethodConfig, parallel: str = "ddp", workers: int = 1, **settings) -> Memory:
@@ -141,7 +166,7 @@ SHARED = ["dinov2", "weights"]  # activations, and the optimiser's step, as the 
 def _several(rank: int) -> dict[tuple[str, str], int]:
     assert collectives.world_size() == 2
     return {
-        (case, parallel): measured(CASES[case][0], parallel, steps=5, **CASES[case][1])
+        (case, parallel): measured(CASES[case][0], parallel, steps=3, **CASES[case][1])
         for case in SHARED
         for parallel in ("ddp", "fsdp")
     }
@@ -184,7 +209,7 @@ def test_estimate__fused_losses_have_no_temporaries():
         for fused in (False, True)
     )
     scores = int(batch_of(config, 1).masks.sum()) * 8192  # of all patches at once: their exponentials
-    assert 0.5 * 4 * scores < plain.activations - fused.activations <= 4 * scores
+    assert 0.9 * 4 * scores < plain.activations - fused.activations <= 4 * scores
 
 
 def test_estimate__leaves_the_cross_entropy_as_it_was():
