@@ -31,11 +31,13 @@ hypothesis.settings.register_profile("raydino", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("raydino")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
+    """Results do not depend on the machine's cores, and parallel runs do not fight for them. For each test anew: a loop that is
+    built in this process sets as many as a worker has."""
     import torch
 
-    torch.set_num_threads(1)  # results do not depend on the machine's cores, and parallel runs do not fight for them
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,9 +109,9 @@ def train_here() -> Callable[..., Iterator[Any]]:
     return train
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with 2 CPUs, whose workers find raydino and import by path. Per module: others test how Ray is started."""
+@pytest.fixture
+def ray_cluster() -> None:
+    """A local Ray with 2 CPUs, whose workers find raydino and import by path. It stays for the next test that asks for it."""
     import ray
 
     def start() -> None:
@@ -123,6 +125,8 @@ def ray_cluster() -> Iterator[None]:
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
         )
 
+    if ray.is_initialized():
+        return
     try:
         start()
     except Exception as error:  # Ray gives a node 30 s to start, which may not do beside another that starts
@@ -130,8 +134,13 @@ def ray_cluster() -> Iterator[None]:
             raise
         ray.shutdown()
         start()
-    yield
-    ray.shutdown()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ray ends before a test that does not ask for it, since others test how it is started."""
+    asked = {"ray_cluster", "trial_cluster"} & set(getattr(item, "fixturenames", ()))
+    if not asked and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        sys.modules["ray"].shutdown()
 
 
 RANK = """

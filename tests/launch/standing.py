@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ray._common.utils import reset_ray_address
+from ray._private.utils import read_ray_address
+
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 LIMIT = 240.0  # seconds for a node to come
@@ -82,6 +85,9 @@ class StandingRay:
             self.lose(node)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
+        # Killed, Ray leaves its address for others to find.
+        if (read_ray_address(None) or "").endswith(f":{self.port}"):
+            reset_ray_address()
 
     def _start(self, *words: str, cpus: int) -> subprocess.Popen[bytes]:
         command = [RAY, "start", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1", *words]

@@ -1,7 +1,6 @@
 """Going on from known weights: what is loaded, what is refused, what makes another run."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from raydino.launch.workers.worker import build_loop
 from raydino.recipe import Recipe
 from raydino.train.checkpoint import load_newest
 from tests.export.conftest import a_model
-from tests.launch.conftest import DINOV2, ROOT
 
 CPU = torch.device("cpu")
 
@@ -111,7 +109,7 @@ def test_recipe__refuses_what_means_nothing(tmp_path: Path, changes: dict[str, A
 
 @pytest.mark.ray
 def test_run__begins_from_a_run_and_holds_its_backbone(
-    words: tuple[str, ...], storage: Path, tmp_path: Path, weights: Model
+    ray_cluster: None, recipe_here: Callable[..., tuple[int, str]], storage: Path, tmp_path: Path, weights: Model
 ):
     """Frozen over the first checkpoint: what was saved there is what was loaded."""
     fields = (
@@ -120,10 +118,8 @@ def test_run__begins_from_a_run_and_holds_its_backbone(
         *("--data.normalisation.mean", "0.4", "--data.normalisation.std", "0.2"),
     )
     asked = (*fields, "--init.frozen-steps", "3", "--name", "goes-on", "--steps", "6", "--cadence.checkpoint", "3")
-    done = subprocess.run(
-        [sys.executable, str(DINOV2), *words, *asked], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, said = recipe_here(*asked)
+    assert status == 0, said
     (run,) = storage.glob("goes-on-*")
     assert read_yaml_file(run / "recipe.yaml")["init"]["digest"] == weights.digest
     images = torch.randn(2, 3, 32, 32)
