@@ -109,9 +109,13 @@ def train_here() -> Callable[..., Iterator[Any]]:
     return train
 
 
+SHARED_RAY: list[str] = []
+"""The address of the Ray of `ray_cluster` while it runs in this process."""
+
+
 @pytest.fixture
 def ray_cluster() -> None:
-    """A local Ray with 2 CPUs, whose workers find raydino and import by path. It stays for the next test that asks for it."""
+    """A local Ray with 2 CPUs, whose workers find raydino and import by path. It stays until a test does not ask for it."""
     import ray
 
     def start() -> None:
@@ -125,7 +129,7 @@ def ray_cluster() -> None:
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
         )
 
-    if ray.is_initialized():
+    if SHARED_RAY:
         return
     try:
         start()
@@ -134,13 +138,17 @@ def ray_cluster() -> None:
             raise
         ray.shutdown()
         start()
+    SHARED_RAY.append(ray.get_runtime_context().gcs_address)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Ray ends before a test that does not ask for it, since others test how it is started."""
-    asked = {"ray_cluster", "trial_cluster"} & set(getattr(item, "fixturenames", ()))
-    if not asked and "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        sys.modules["ray"].shutdown()
+    """The shared Ray ends before a test that does not ask for it, since others test how one is started."""
+    if SHARED_RAY and "ray_cluster" not in getattr(item, "fixturenames", ()):
+        import ray
+
+        ray.shutdown()
+        SHARED_RAY.clear()
 
 
 RANK = """

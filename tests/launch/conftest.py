@@ -139,9 +139,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trial_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
     """Ray as a sweep starts it, for two trials at once whatever this machine has."""
-    import ray
-
-    ray.shutdown()  # that of other tests
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
         cluster = ClusterConfig(storage=str(tmp_path_factory.mktemp("sweeps")), threads=1)
