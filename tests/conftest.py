@@ -110,7 +110,14 @@ def train_here() -> Callable[..., Iterator[Any]]:
 
 
 SHARED_RAY: list[str] = []
-"""The address of the Ray of `ray_cluster` while it runs in this process."""
+"""Addresses of the Rays that `ray_cluster` has started."""
+
+
+def _shared_ray_runs() -> bool:
+    """Whether this process is on a Ray of `ray_cluster`, and not on one that a test has started for itself."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address in SHARED_RAY
 
 
 @pytest.fixture
@@ -129,7 +136,7 @@ def ray_cluster() -> None:
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
         )
 
-    if SHARED_RAY:
+    if _shared_ray_runs():
         return
     try:
         start()
@@ -144,11 +151,10 @@ def ray_cluster() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The shared Ray ends before a test that does not ask for it, since others test how one is started."""
-    if SHARED_RAY and "ray_cluster" not in getattr(item, "fixturenames", ()):
+    if SHARED_RAY and "ray_cluster" not in getattr(item, "fixturenames", ()) and _shared_ray_runs():
         import ray
 
         ray.shutdown()
-        SHARED_RAY.clear()
 
 
 RANK = """
